@@ -1,0 +1,141 @@
+#pragma once
+// One method per operation. Pointers are device pointers of the backend (host memory on the CPU), f32 unless said
+// otherwise; index arrays (`int32_t`), page tables and structs are host memory. Arguments are already checked: a backend
+// validates nothing but what it cannot support. Every method is deterministic for a given thread count: no result may
+// depend on which thread ran which tile. Methods throw Error or Cancelled, never abort.
+//
+// Dimensions: T packed rows of a pass, B sequences, C channels, D hidden, M N K of a GEMM, H query heads, Hkv key/value
+// heads, d head size, I intermediate, V vocabulary. A suffix gives the shape: x_TC is [T, C], row-major.
+#include <cstddef>
+#include <cstdint>
+
+#include "cancel.h"
+#include "dtype.h"
+
+namespace plumbline {
+
+struct Weight {  // a matrix parameter, [rows, cols] row-major
+  const void* data;
+  DType dtype;  // f32 | bf16
+  int64_t rows, cols;
+};
+
+enum class Activation { quick_gelu, erf_gelu, silu };
+enum class Filter { bilinear, bicubic };
+
+// Where the keys and values of each sequence lie. Key row r of sequence b, kv head h, is in page
+// p = page_start[b] + r / page_rows at k[p] + h * head_stride + (r % page_rows) * row_stride, d contiguous floats.
+struct KeyValuePages {
+  float* const* k;
+  float* const* v;
+  const int32_t* page_start_B1;
+  int64_t head_stride, row_stride;
+  int32_t page_rows;
+};
+
+struct AttentionShape {
+  int32_t B;
+  const int32_t* cu_q_B1;    // query rows of sequence b: cu_q[b] .. cu_q[b+1]; may be empty
+  const int32_t* kv_len_B;   // keys of sequence b; when causal, its last query row sees all of them, the one before one less, ...
+  int32_t H, Hkv, d;
+  float scale;
+  bool causal;
+  int64_t q_row_stride;      // query row t, head h at q + t * q_row_stride + h * d
+};
+
+struct AdamWUpdate {         // one parameter tensor
+  float* master;             // f32 weight that is updated
+  uint16_t* working;         // bf16 copy written after the update, or null
+  const float* gradient;
+  float* first;
+  float* second;
+  int64_t size;
+  float learning_rate, beta1, beta2, epsilon, weight_decay;
+  float clip_factor;         // gradient is multiplied by this
+  int64_t step;              // counts from 1
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual const char* name() const = 0;
+  void set_cancel(const CancelFlag* flag) { cancel_ = flag; }  // flag of the running job, or null
+
+  // Memory: 64-byte aligned, contents undefined. Throws ERR_OUT_OF_MEMORY naming the size.
+  virtual void* allocate(size_t bytes) = 0;
+  virtual void release(void* data, size_t bytes) = 0;
+  virtual void fill(float* data, float value, int64_t size) = 0;
+  virtual void upload(void* device, const void* host, size_t bytes) = 0;
+  virtual void download(void* host, const void* device, size_t bytes) = 0;
+  virtual void copy(void* to, const void* from, size_t bytes) = 0;
+
+  // y[M,N] (+)= x[M,K] w[N,K]^T + bias[N].   bias may be null. accumulate: y is added to.
+  virtual void linear(const float* x_MK, const Weight& w_NK, const float* bias_N, float* y_MN, int64_t M, bool accumulate) = 0;
+  // dx[M,K] (+)= dy[M,N] w[N,K]
+  virtual void linear_grad_input(const float* dy_MN, const Weight& w_NK, float* dx_MK, int64_t M, bool accumulate) = 0;
+  // dw[N,K] += dy[M,N]^T x[M,K];  db[N] += column sums of dy (db may be null)
+  virtual void linear_grad_weight(const float* dy_MN, const float* x_MK, float* dw_NK, float* db_N, int64_t M, int64_t N, int64_t K) = 0;
+
+  // y = w * x * rstd, rstd[t] = 1/sqrt(mean_c x^2 + eps), kept for the backward pass
+  virtual void rms_norm(const float* x_TC, const float* w_C, float eps, float* y_TC, float* rstd_T, int64_t T, int64_t C) = 0;
+  // dx (+)= ..., dw += ... (dw may be null)
+  virtual void rms_norm_grad(const float* dy_TC, const float* x_TC, const float* w_C, const float* rstd_T, float* dx_TC, float* dw_C,
+                             int64_t T, int64_t C, bool accumulate_dx) = 0;
+  virtual void layer_norm(const float* x_TC, const float* w_C, const float* b_C, float eps, float* y_TC, float* mean_T, float* rstd_T,
+                          int64_t T, int64_t C) = 0;
+  virtual void layer_norm_grad(const float* dy_TC, const float* x_TC, const float* w_C, const float* mean_T, const float* rstd_T,
+                               float* dx_TC, float* dw_C, float* db_C, int64_t T, int64_t C, bool accumulate_dx) = 0;
+
+  // out[t,i] = silu(gate_up[t,i]) * gate_up[t,I+i]
+  virtual void swiglu(const float* gate_up_T2I, float* out_TI, int64_t T, int64_t I) = 0;
+  virtual void swiglu_grad(const float* gate_up_T2I, const float* dout_TI, float* dgate_up_T2I, int64_t T, int64_t I) = 0;
+  virtual void activate(Activation kind, const float* x, float* y, int64_t size) = 0;                      // y may be x
+  virtual void activate_grad(Activation kind, const float* x, const float* dy, float* dx, int64_t size) = 0;  // dx may be dy
+
+  virtual void add(const float* x, float* y, int64_t size) = 0;  // y += x
+
+  // Rotate-half convention in place: pair (j, j + d/2) of each head turns by the angle with cos/sin [T, d/2].
+  // inverse: turns back (which is the backward pass). Row t, head h at x + t * row_stride + h * d.
+  virtual void rotary(float* x, int64_t row_stride, int32_t heads, int32_t d, const float* cos_Th, const float* sin_Th, int64_t T,
+                      bool inverse) = 0;
+
+  // Softmax attention; out[T, H*d] contiguous; lse[T,H] natural log-sum-exp of the scaled scores. Group = H / Hkv, any size.
+  virtual void attention(const AttentionShape& shape, const float* q, const KeyValuePages& pages, float* out_THd, float* lse_TH) = 0;
+  // dq is overwritten (same strides as q); dk, dv are pages of the same geometry and are added to.
+  virtual void attention_grad(const AttentionShape& shape, const float* q, const KeyValuePages& pages, const float* out_THd,
+                              const float* lse_TH, const float* dout_THd, float* dq, float* const* dk, float* const* dv) = 0;
+  // Rows of packed source (row t, kv head h at src + t * src_row_stride + h * d) into / out of pages. Row i of sequence b is key
+  // row first_row[b] + i. gather overwrites the rows of `rows`.
+  virtual void scatter_to_pages(const AttentionShape& shape, const int32_t* first_row_B, const float* k_rows, const float* v_rows,
+                                int64_t src_row_stride, const KeyValuePages& pages) = 0;
+  virtual void gather_from_pages(const AttentionShape& shape, const int32_t* first_row_B, float* k_rows, float* v_rows,
+                                 int64_t row_stride, const KeyValuePages& pages) = 0;
+
+  // to[to_row[i]] = from[from_row[i]] for i < n. A null row list means 0..n-1.
+  virtual void copy_rows(const Weight& from, const int32_t* from_row, float* to_TC, const int32_t* to_row, int64_t n) = 0;
+  // to[to_row[i]] += from[from_row[i]], in the order of i for equal rows (deterministic). A null row list means 0..n-1.
+  virtual void add_rows(const float* from_TC, const int32_t* from_row, float* to, const int32_t* to_row, int64_t n, int64_t C) = 0;
+
+  // Per row: loss = logsumexp(logits) - logits[target]; argmax (lowest index wins). When dlogits is not null (it may be logits):
+  // dlogits = (softmax - onehot) * scale. target -100: loss 0, gradient 0.
+  virtual void cross_entropy(const float* logits_RV, const int32_t* targets_R, float scale, float* loss_R, int32_t* argmax_R,
+                             float* dlogits_RV, int64_t R, int64_t V) = 0;
+
+  virtual double sum_squares(const float* x, int64_t size) = 0;
+  virtual void adamw(const AdamWUpdate& update) = 0;
+  // Index of the first NaN or infinity, or -1.
+  virtual int64_t first_non_finite(const void* x, DType dtype, int64_t size) = 0;
+
+  // uint8 frames [frames, height, width, 3] -> normalised patch rows (order of the reference: frame pair, merge blocks
+  // row-major, the patches of a block), the last frame repeated to fill a temporal patch.
+  virtual void patch_rows(const uint8_t* frames, int32_t num_frames, int32_t height, int32_t width, int32_t patch, int32_t merge,
+                          int32_t temporal, const float* mean_3, const float* std_3, float* rows) = 0;
+  // Pillow's 8-bit separable resampling, bit for bit. Interleaved channels.
+  virtual void resize(const uint8_t* from, int32_t height, int32_t width, int32_t channels, uint8_t* to, int32_t to_height,
+                      int32_t to_width, Filter filter) = 0;
+
+ protected:
+  const CancelFlag* cancel_ = nullptr;
+};
+
+}  // namespace plumbline

@@ -1,0 +1,96 @@
+#pragma once
+// The CPU backend: every operation of Backend, one .cpp per family beside this file.
+#include <memory>
+#include <string>
+
+#include "../core/backend.h"
+#include "isa.h"
+#include "thread_pool.h"
+
+namespace plumbline {
+
+enum class GemmKind { automatic, onednn, portable };
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(int32_t threads);  // 0: one per physical core
+  const char* name() const override { return "cpu"; }
+
+  void set_threads(int32_t threads);     // between jobs only
+  int32_t threads() const { return pool_->size(); }
+  void set_gemm(GemmKind kind);          // throws ERR_BACKEND_UNAVAILABLE for oneDNN when it is not linked
+  void set_isa(Isa isa);                 // throws ERR_BACKEND_UNAVAILABLE when this machine lacks it
+  Isa isa() const { return isa_; }
+  static std::string gemm_name();        // "onednn 2.6.0" or "portable"
+  // Multiply-adds done by GEMMs, and seconds spent in them, since construction: for `npm run bench`.
+  double gemm_seconds() const { return gemm_seconds_; }
+  double gemm_flops() const { return gemm_flops_; }
+  ThreadPool& pool() { return *pool_; }
+
+  void* allocate(size_t bytes) override;
+  void release(void* data, size_t bytes) override;
+  void fill(float* data, float value, int64_t size) override;
+  void upload(void* device, const void* host, size_t bytes) override;
+  void download(void* host, const void* device, size_t bytes) override;
+  void copy(void* to, const void* from, size_t bytes) override;
+
+  void linear(const float* x_MK, const Weight& w_NK, const float* bias_N, float* y_MN, int64_t M, bool accumulate) override;
+  void linear_grad_input(const float* dy_MN, const Weight& w_NK, float* dx_MK, int64_t M, bool accumulate) override;
+  void linear_grad_weight(const float* dy_MN, const float* x_MK, float* dw_NK, float* db_N, int64_t M, int64_t N, int64_t K) override;
+
+  void rms_norm(const float* x_TC, const float* w_C, float eps, float* y_TC, float* rstd_T, int64_t T, int64_t C) override;
+  void rms_norm_grad(const float* dy_TC, const float* x_TC, const float* w_C, const float* rstd_T, float* dx_TC, float* dw_C, int64_t T,
+                     int64_t C, bool accumulate_dx) override;
+  void layer_norm(const float* x_TC, const float* w_C, const float* b_C, float eps, float* y_TC, float* mean_T, float* rstd_T, int64_t T,
+                  int64_t C) override;
+  void layer_norm_grad(const float* dy_TC, const float* x_TC, const float* w_C, const float* mean_T, const float* rstd_T, float* dx_TC,
+                       float* dw_C, float* db_C, int64_t T, int64_t C, bool accumulate_dx) override;
+  void swiglu(const float* gate_up_T2I, float* out_TI, int64_t T, int64_t I) override;
+  void swiglu_grad(const float* gate_up_T2I, const float* dout_TI, float* dgate_up_T2I, int64_t T, int64_t I) override;
+  void activate(Activation kind, const float* x, float* y, int64_t size) override;
+  void activate_grad(Activation kind, const float* x, const float* dy, float* dx, int64_t size) override;
+  void add(const float* x, float* y, int64_t size) override;
+
+  void rotary(float* x, int64_t row_stride, int32_t heads, int32_t d, const float* cos_Th, const float* sin_Th, int64_t T,
+              bool inverse) override;
+  void attention(const AttentionShape& shape, const float* q, const KeyValuePages& pages, float* out_THd, float* lse_TH) override;
+  void attention_grad(const AttentionShape& shape, const float* q, const KeyValuePages& pages, const float* out_THd, const float* lse_TH,
+                      const float* dout_THd, float* dq, float* const* dk, float* const* dv) override;
+  void scatter_to_pages(const AttentionShape& shape, const int32_t* first_row_B, const float* k_rows, const float* v_rows,
+                        int64_t src_row_stride, const KeyValuePages& pages) override;
+  void gather_from_pages(const AttentionShape& shape, const int32_t* first_row_B, float* k_rows, float* v_rows, int64_t row_stride,
+                         const KeyValuePages& pages) override;
+
+  void copy_rows(const Weight& from, const int32_t* from_row, float* to_TC, const int32_t* to_row, int64_t n) override;
+  void add_rows(const float* from_TC, const int32_t* from_row, float* to, const int32_t* to_row, int64_t n, int64_t C) override;
+  void cross_entropy(const float* logits_RV, const int32_t* targets_R, float scale, float* loss_R, int32_t* argmax_R, float* dlogits_RV,
+                     int64_t R, int64_t V) override;
+  double sum_squares(const float* x, int64_t size) override;
+  void adamw(const AdamWUpdate& update) override;
+  int64_t first_non_finite(const void* x, DType dtype, int64_t size) override;
+  void patch_rows(const uint8_t* frames, int32_t num_frames, int32_t height, int32_t width, int32_t patch, int32_t merge,
+                  int32_t temporal, const float* mean_3, const float* std_3, float* rows) override;
+  void resize(const uint8_t* from, int32_t height, int32_t width, int32_t channels, uint8_t* to, int32_t to_height, int32_t to_width,
+              Filter filter) override;
+
+ private:
+  // Scratch of at least `bytes` for this thread index of the pool, 64-byte aligned, kept between calls.
+  void* scratch(int32_t thread, size_t bytes);
+  // C[M,N] = (beta=1: +) op(A) op(B), all row-major f32, split over the pool (linear.cpp).
+  void gemm(bool transpose_a, bool transpose_b, int64_t M, int64_t N, int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb,
+            bool accumulate, float* c, int64_t ldc);
+  template <typename Body>
+  void parallel(int64_t count, const Body& body) { pool_->parallel_for(count, cancel_, body); }
+
+  struct Scratch;
+  std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<Scratch> scratch_;
+  Isa isa_;
+  GemmKind gemm_kind_ = GemmKind::automatic;
+  double gemm_seconds_ = 0, gemm_flops_ = 0;
+
+ public:
+  ~CpuBackend() override;
+};
+
+}  // namespace plumbline

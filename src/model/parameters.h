@@ -1,0 +1,74 @@
+#pragma once
+// Named parameters (Hugging Face names, classic prefix `model.` / `visual.`) with their gradients and optimiser state.
+// Matrices that are multiplied with the same input lie side by side (q, k, v; gate, up), so that one GEMM serves them.
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "../core/backend.h"
+#include "memory.h"
+#include "spec.h"
+
+namespace plumbline {
+
+struct Parameter {
+  std::string name;
+  std::vector<int64_t> shape;
+  DType dtype;             // storage of the value
+  bool trainable = true;
+  int64_t size = 0;        // elements
+  size_t value_offset = 0; // bytes into the value arena
+  int64_t state_offset = 0;// elements into the f32 arenas: gradient, first, second, master
+};
+
+enum class Slot { value, gradient, first, second, master };
+
+struct OptimizerOptions {
+  float learning_rate, beta1, beta2, epsilon, weight_decay, max_norm;  // max_norm 0: no clipping
+  int64_t step;                                                        // counts from 1
+};
+
+class Parameters {
+ public:
+  Parameters(Backend& backend, const ModelSpec& spec);
+  const std::vector<Parameter>& all() const { return list_; }
+  const Parameter& find(const std::string& name) const;  // throws ERR_ARGUMENT
+  void set_trainable(const std::string& name, bool trainable);
+
+  // Slot contents as f32 (values of a bf16 parameter are widened / rounded to nearest even). master of an f32 parameter is its value.
+  void read(const Parameter& p, Slot slot, float* out);
+  void write(const Parameter& p, Slot slot, const float* in);
+  // Raw little-endian bytes as a safetensors file holds them: "F32" "F16" "BF16". Throws ERR_CHECKPOINT on NaN or infinity.
+  void write_raw(const Parameter& p, const std::string& kind, const void* bytes);
+  void read_raw_bf16(const Parameter& p, uint16_t* out);
+  // kind: "normal" (mean 0, standard deviation scale), "constant" (scale). Counter-based: depends on seed, name and index alone.
+  void initialize(const Parameter& p, const std::string& kind, float scale, uint64_t seed);
+
+  Weight weight(const std::string& name) const;
+  Weight weight_span(const std::string& first, int64_t rows) const;  // `rows` rows starting at `first`, over its neighbours
+  const float* vector(const std::string& name) const;                // null when there is no such parameter
+  float* gradient(const std::string& name);                          // null when not trainable (or gradients are off)
+
+  void enable_training();  // allocates gradients (zeroed) and optimiser state
+  bool training() const { return gradient_ != nullptr; }
+  void zero_gradients();
+  // Clips by global norm, updates. Returns the norm before clipping.
+  double step(const OptimizerOptions& options);
+  double gradient_norm();
+  void scale_gradients(float factor);
+  size_t bytes() const;
+
+ private:
+  struct Layout;
+  void* value_pointer(const Parameter& p) const;
+  float* state_pointer(const Parameter& p, Slot slot);
+  Backend& backend_;
+  std::vector<Parameter> list_;
+  std::unordered_map<std::string, size_t> index_;
+  std::unique_ptr<Block> value_, gradient_, first_, second_, master_;
+  int64_t total_ = 0;
+};
+
+}  // namespace plumbline

@@ -1,0 +1,32 @@
+#pragma once
+// The dimensions of a Qwen2-VL-shaped model, as lib/model/config.ts read them from config.json.
+#include <array>
+#include <cstdint>
+
+#include "../core/backend.h"
+
+namespace plumbline {
+
+struct TextSpec {
+  int64_t hidden, layers, heads, kv_heads, head_dim, intermediate, vocab;
+  float eps;
+  double rope_theta;
+  std::array<int32_t, 3> mrope_section;  // sums to head_dim / 2
+  bool tied;
+};
+
+struct VisionSpec {
+  int64_t depth, width, heads, mlp_width, out_width;
+  Activation activation;
+  int32_t channels, patch, merge, temporal;
+  float eps = 1e-6f;  // fixed in the reference implementation, not read from the file
+  std::array<float, 3> image_mean, image_std;
+};
+
+struct ModelSpec {
+  TextSpec text;
+  VisionSpec vision;
+  DType dtype;  // of matrices; vectors (norm scales, biases) are f32 always
+};
+
+}  // namespace plumbline
