@@ -26,4 +26,48 @@ class Block {
   void* data_;
 };
 
+// Hands out blocks and keeps returned ones for reuse. Ragged batches ask for slightly different sizes each step, so a block
+// up to half as large again as asked serves too.
+class Pool {
+ public:
+  explicit Pool(Backend& backend) : backend_(backend) {}
+
+  class Returner {
+   public:
+    explicit Returner(Pool* pool = nullptr) : pool_(pool) {}
+    void operator()(Block* block) const { pool_->give_back(block); }
+
+   private:
+    Pool* pool_;
+  };
+  using Buffer = std::unique_ptr<Block, Returner>;
+
+  Buffer take(int64_t floats) {
+    const size_t bytes = static_cast<size_t>(floats > 0 ? floats : 1) * sizeof(float);
+    auto found = free_.lower_bound(bytes);
+    if (found != free_.end() && found->first <= bytes + bytes / 2) {
+      Block* block = found->second.release();
+      free_.erase(found);
+      return Buffer(block, Returner(this));
+    }
+    const size_t rounded = (bytes + bytes / 8 + 4095) / 4096 * 4096;
+    auto block = std::make_unique<Block>(backend_, rounded);
+    held_ += rounded;
+    return Buffer(block.release(), Returner(this));
+  }
+  size_t bytes() const { return held_; }
+  void trim() {
+    for (const auto& entry : free_) held_ -= entry.first;
+    free_.clear();
+  }
+
+ private:
+  void give_back(Block* block) { free_.emplace(block->bytes(), std::unique_ptr<Block>(block)); }
+  Backend& backend_;
+  std::multimap<size_t, std::unique_ptr<Block>> free_;
+  size_t held_ = 0;
+};
+
+using Buffer = Pool::Buffer;
+
 }  // namespace plumbline

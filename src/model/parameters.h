@@ -18,6 +18,7 @@ struct Parameter {
   std::vector<int64_t> shape;
   DType dtype;             // storage of the value
   bool trainable = true;
+  bool joined = false;     // lies directly behind its predecessor: one GEMM serves both
   int64_t size = 0;        // elements
   size_t value_offset = 0; // bytes into the value arena
   int64_t state_offset = 0;// elements into the f32 arenas: gradient, first, second, master
@@ -46,10 +47,18 @@ class Parameters {
   // kind: "normal" (mean 0, standard deviation scale), "constant" (scale). Counter-based: depends on seed, name and index alone.
   void initialize(const Parameter& p, const std::string& kind, float scale, uint64_t seed);
 
+  // The matrix `name` together with those joined to it; a parameter of more than two dimensions is flattened to [shape[0], rest].
   Weight weight(const std::string& name) const;
-  Weight weight_span(const std::string& first, int64_t rows) const;  // `rows` rows starting at `first`, over its neighbours
   const float* vector(const std::string& name) const;                // null when there is no such parameter
-  float* gradient(const std::string& name);                          // null when not trainable (or gradients are off)
+  // Null when gradients are off or neither `name` nor a parameter joined to it is trainable.
+  float* gradient(const std::string& name);
+  // Gradients of a linear layer's matrix and bias; the matrix's place is given too when only the bias is trainable (one call fills
+  // both; a frozen parameter's gradient is never used).
+  struct LinearGradient {
+    float* weight;
+    float* bias;
+  };
+  LinearGradient linear_gradient(const std::string& weight, const std::string& bias);
 
   void enable_training();  // allocates gradients (zeroed) and optimiser state
   bool training() const { return gradient_ != nullptr; }
@@ -57,18 +66,22 @@ class Parameters {
   // Clips by global norm, updates. Returns the norm before clipping.
   double step(const OptimizerOptions& options);
   double gradient_norm();
-  void scale_gradients(float factor);
   size_t bytes() const;
 
  private:
-  struct Layout;
+  bool wanted(size_t first) const;
+  void append(const std::string& name, std::vector<int64_t> shape, bool joined = false);
+  void append_text(const TextSpec& text);
+  void append_vision(const VisionSpec& vision);
   void* value_pointer(const Parameter& p) const;
   float* state_pointer(const Parameter& p, Slot slot);
   Backend& backend_;
   std::vector<Parameter> list_;
   std::unordered_map<std::string, size_t> index_;
   std::unique_ptr<Block> value_, gradient_, first_, second_, master_;
-  int64_t total_ = 0;
+  DType matrix_dtype_;
+  size_t value_bytes_ = 0;
+  int64_t total_ = 0;  // elements of each f32 arena
 };
 
 }  // namespace plumbline

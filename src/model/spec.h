@@ -2,6 +2,8 @@
 // The dimensions of a Qwen2-VL-shaped model, as lib/model/config.ts read them from config.json.
 #include <array>
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "../core/backend.h"
 
@@ -23,10 +25,17 @@ struct VisionSpec {
   std::array<float, 3> image_mean, image_std;
 };
 
+// A parameter beside the backbone (routers, token super-resolution, step vectors): named, trained and saved like the others.
+struct ExtraSpec {
+  std::string name;
+  std::vector<int64_t> shape;
+};
+
 struct ModelSpec {
   TextSpec text;
   VisionSpec vision;
-  DType dtype;  // of matrices; vectors (norm scales, biases) are f32 always
+  DType dtype;  // of matrices; vectors (norm scales, biases) and extras are f32 always
+  std::vector<ExtraSpec> extras;
 };
 
 }  // namespace plumbline

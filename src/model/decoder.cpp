@@ -1,0 +1,122 @@
+#include "decoder.h"
+
+#include <cmath>
+
+namespace plumbline {
+namespace {
+
+std::string layer_name(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
+
+}  // namespace
+
+Decoder::Decoder(Model& model, Pool& pool, KeyValueCache& cache) : model_(model), pool_(pool), cache_(cache) {}
+
+AttentionShape Decoder::shape(const PassRows& rows) const {
+  const TextSpec& text = model_.spec.text;
+  AttentionShape s{};
+  s.B = static_cast<int32_t>(rows.sequences.size());
+  s.cu_q_B1 = rows.cu_seqlens.data();
+  s.kv_len_B = rows.kv_len.data();
+  s.H = static_cast<int32_t>(text.heads), s.Hkv = static_cast<int32_t>(text.kv_heads), s.d = static_cast<int32_t>(text.head_dim);
+  s.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(text.head_dim)));
+  s.causal = true;
+  s.q_row_stride = (text.heads + 2 * text.kv_heads) * text.head_dim;
+  return s;
+}
+
+void Decoder::attend(int64_t layer, const PassRows& rows, LayerTape& tape) {
+  const TextSpec& text = model_.spec.text;
+  const AttentionShape s = shape(rows);
+  const int64_t q_width = text.heads * text.head_dim, kv_width = text.kv_heads * text.head_dim;
+  float* qkv = tape.qkv->floats();
+  Backend& backend = *model_.backend;
+  backend.rotary(qkv, s.q_row_stride, s.H + s.Hkv, s.d, rows.cos->floats(), rows.sin->floats(), rows.T, false);  // q and k lie side by side
+  PageTable table;
+  cache_.table(rows.sequences, rows.kv_len, layer, &table);
+  const KeyValuePages pages = cache_.view(table);
+  backend.scatter_to_pages(s, rows.first_row.data(), qkv + q_width, qkv + q_width + kv_width, s.q_row_stride, pages);
+  backend.attention(s, qkv, pages, tape.mixed->floats(), tape.lse->floats());
+}
+
+void Decoder::forward(int64_t layer, const PassRows& rows, Buffer& x, LayerTape& tape) {
+  const TextSpec& text = model_.spec.text;
+  Backend& backend = *model_.backend;
+  const Parameters& p = model_.parameters;
+  const std::string base = layer_name(layer);
+  const int64_t T = rows.T, D = text.hidden, I = text.intermediate;
+  const size_t x_bytes = static_cast<size_t>(T * D) * sizeof(float);
+
+  tape.rstd1 = pool_.take(T), tape.normed1 = pool_.take(T * D);
+  backend.rms_norm(x->floats(), p.vector(base + "input_layernorm.weight"), text.eps, tape.normed1->floats(), tape.rstd1->floats(), T, D);
+  tape.qkv = pool_.take(T * (text.heads + 2 * text.kv_heads) * text.head_dim);
+  backend.linear(tape.normed1->floats(), p.weight(base + "self_attn.q_proj.weight"), p.vector(base + "self_attn.q_proj.bias"), tape.qkv->floats(), T, false);
+  tape.mixed = pool_.take(T * text.heads * text.head_dim), tape.lse = pool_.take(T * text.heads);
+  attend(layer, rows, tape);
+  tape.middle = pool_.take(T * D);
+  backend.copy(tape.middle->data(), x->data(), x_bytes);
+  backend.linear(tape.mixed->floats(), p.weight(base + "self_attn.o_proj.weight"), nullptr, tape.middle->floats(), T, true);
+  tape.input = std::move(x);
+
+  tape.rstd2 = pool_.take(T), tape.normed2 = pool_.take(T * D);
+  backend.rms_norm(tape.middle->floats(), p.vector(base + "post_attention_layernorm.weight"), text.eps, tape.normed2->floats(), tape.rstd2->floats(), T, D);
+  tape.gate_up = pool_.take(T * 2 * I), tape.gated = pool_.take(T * I);
+  backend.linear(tape.normed2->floats(), p.weight(base + "mlp.gate_proj.weight"), nullptr, tape.gate_up->floats(), T, false);
+  backend.swiglu(tape.gate_up->floats(), tape.gated->floats(), T, I);
+  x = pool_.take(T * D);
+  backend.copy(x->data(), tape.middle->data(), x_bytes);
+  backend.linear(tape.gated->floats(), p.weight(base + "mlp.down_proj.weight"), nullptr, x->floats(), T, true);
+}
+
+void Decoder::recompute(int64_t layer, const PassRows& rows, LayerTape& tape) {
+  Buffer x = std::move(tape.input);
+  forward(layer, rows, x, tape);
+}
+
+void Decoder::backward_mlp(const std::string& base, int64_t T, const LayerTape& tape, float* dx) {
+  const TextSpec& text = model_.spec.text;
+  Backend& backend = *model_.backend;
+  Parameters& p = model_.parameters;
+  const int64_t D = text.hidden, I = text.intermediate;
+  Buffer dgated = pool_.take(T * I), dgate_up = pool_.take(T * 2 * I), dnormed = pool_.take(T * D);
+  if (float* g = p.gradient(base + "mlp.down_proj.weight")) backend.linear_grad_weight(dx, tape.gated->floats(), g, nullptr, T, D, I);
+  backend.linear_grad_input(dx, p.weight(base + "mlp.down_proj.weight"), dgated->floats(), T, false);
+  backend.swiglu_grad(tape.gate_up->floats(), dgated->floats(), dgate_up->floats(), T, I);
+  if (float* g = p.gradient(base + "mlp.gate_proj.weight")) backend.linear_grad_weight(dgate_up->floats(), tape.normed2->floats(), g, nullptr, T, 2 * I, D);
+  backend.linear_grad_input(dgate_up->floats(), p.weight(base + "mlp.gate_proj.weight"), dnormed->floats(), T, false);
+  backend.rms_norm_grad(dnormed->floats(), tape.middle->floats(), p.vector(base + "post_attention_layernorm.weight"), tape.rstd2->floats(), dx,
+                        p.gradient(base + "post_attention_layernorm.weight"), T, D, true);
+}
+
+void Decoder::backward_attention(int64_t layer, const PassRows& rows, const LayerTape& tape, float* dx) {
+  const TextSpec& text = model_.spec.text;
+  Backend& backend = *model_.backend;
+  Parameters& p = model_.parameters;
+  const std::string base = layer_name(layer);
+  const AttentionShape s = shape(rows);
+  const int64_t T = rows.T, D = text.hidden, q_width = text.heads * text.head_dim, kv_width = text.kv_heads * text.head_dim;
+  Buffer dmixed = pool_.take(T * q_width), dqkv = pool_.take(T * s.q_row_stride), dnormed = pool_.take(T * D);
+  if (float* dw = p.gradient(base + "self_attn.o_proj.weight")) backend.linear_grad_weight(dx, tape.mixed->floats(), dw, nullptr, T, D, q_width);
+  backend.linear_grad_input(dx, p.weight(base + "self_attn.o_proj.weight"), dmixed->floats(), T, false);
+
+  PageTable table;
+  cache_.table(rows.sequences, rows.kv_len, layer, &table);
+  const KeyValuePages pages = cache_.view(table);
+  backend.attention_grad(s, tape.qkv->floats(), pages, tape.mixed->floats(), tape.lse->floats(), dmixed->floats(), dqkv->floats(), table.dk.data(), table.dv.data());
+  KeyValuePages gradient_pages = pages;
+  gradient_pages.k = table.dk.data(), gradient_pages.v = table.dv.data();
+  backend.gather_from_pages(s, rows.first_row.data(), dqkv->floats() + q_width, dqkv->floats() + q_width + kv_width, s.q_row_stride, gradient_pages);
+  backend.rotary(dqkv->floats(), s.q_row_stride, s.H + s.Hkv, s.d, rows.cos->floats(), rows.sin->floats(), T, true);
+
+  const auto g = p.linear_gradient(base + "self_attn.q_proj.weight", base + "self_attn.q_proj.bias");
+  if (g.weight) backend.linear_grad_weight(dqkv->floats(), tape.normed1->floats(), g.weight, g.bias, T, s.q_row_stride, D);
+  backend.linear_grad_input(dqkv->floats(), p.weight(base + "self_attn.q_proj.weight"), dnormed->floats(), T, false);
+  backend.rms_norm_grad(dnormed->floats(), tape.input->floats(), p.vector(base + "input_layernorm.weight"), tape.rstd1->floats(), dx,
+                        p.gradient(base + "input_layernorm.weight"), T, D, true);
+}
+
+void Decoder::backward(int64_t layer, const PassRows& rows, const LayerTape& tape, Buffer& dx) {
+  backward_mlp(layer_name(layer), rows.T, tape, dx->floats());
+  backward_attention(layer, rows, tape, dx->floats());
+}
+
+}  // namespace plumbline

@@ -1,0 +1,305 @@
+#include "parameters.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "../core/error.h"
+
+namespace plumbline {
+namespace {
+
+constexpr size_t kAlignment = 64;
+constexpr int64_t kChunk = int64_t{1} << 20;  // elements staged on the host at once
+
+size_t round_up(size_t value, size_t to) { return (value + to - 1) / to * to; }
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+float half_to_float(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+  const uint32_t exponent = (half >> 10) & 31u, mantissa = half & 1023u;
+  if (exponent == 0) {  // zero and subnormals: mantissa * 2^-24
+    const float value = static_cast<float>(mantissa) * 5.9604644775390625e-8f;
+    return sign ? -value : value;
+  }
+  const uint32_t bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | (mantissa << 13);
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+uint64_t mix(uint64_t x) {  // splitmix64's finaliser
+  x += 0x9e3779b97f4a7c15ull;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+  return x ^ (x >> 31);
+}
+
+uint64_t hash_name(const std::string& name) {  // FNV-1a
+  uint64_t hash = 0xcbf29ce484222325ull;
+  for (unsigned char c : name) hash = (hash ^ c) * 0x100000001b3ull;
+  return hash;
+}
+
+float normal_at(uint64_t key, int64_t index) {  // Box-Muller on a counter: element i depends on (key, i) alone
+  const uint64_t bits = mix(key ^ mix(static_cast<uint64_t>(index >> 1)));
+  const double u = (static_cast<double>(bits >> 32) + 0.5) / 4294967296.0;
+  const double v = static_cast<double>(bits & 0xffffffffu) / 4294967296.0;
+  const double radius = std::sqrt(-2.0 * std::log(u)), angle = 6.283185307179586 * v;
+  return static_cast<float>(radius * (index & 1 ? std::sin(angle) : std::cos(angle)));
+}
+
+}  // namespace
+
+Parameters::Parameters(Backend& backend, const ModelSpec& spec) : backend_(backend), matrix_dtype_(spec.dtype) {
+  append_text(spec.text);
+  append_vision(spec.vision);
+  matrix_dtype_ = DType::f32;
+  for (const ExtraSpec& extra : spec.extras) append(extra.name, extra.shape);
+  value_ = std::make_unique<Block>(backend_, std::max<size_t>(value_bytes_, kAlignment));
+  matrix_dtype_ = spec.dtype;
+}
+
+void Parameters::append(const std::string& name, std::vector<int64_t> shape, bool joined) {
+  require(index_.count(name) == 0, "ERR_ARGUMENT", "[Model] Expected parameter names to be unique but received '" + name + "' twice");
+  Parameter p;
+  p.name = name;
+  p.size = 1;
+  for (int64_t extent : shape) {
+    require(extent >= 0 && (extent == 0 || p.size <= (int64_t{1} << 40) / extent), "ERR_RANGE",
+            "[Model] Expected parameter '" + name + "' to have at most 2^40 elements but received shape " + shape_text(shape));
+    p.size *= extent;
+  }
+  p.dtype = shape.size() >= 2 ? matrix_dtype_ : DType::f32;
+  p.shape = std::move(shape);
+  p.joined = joined;
+  if (!joined) {
+    value_bytes_ = round_up(value_bytes_, kAlignment);
+    total_ = static_cast<int64_t>(round_up(static_cast<size_t>(total_), kAlignment / sizeof(float)));
+  }
+  p.value_offset = value_bytes_;
+  p.state_offset = total_;
+  value_bytes_ += static_cast<size_t>(p.size) * dtype_bytes(p.dtype);
+  total_ += p.size;
+  index_.emplace(name, list_.size());
+  list_.push_back(std::move(p));
+}
+
+void Parameters::append_text(const TextSpec& text) {
+  const int64_t D = text.hidden, q = text.heads * text.head_dim, kv = text.kv_heads * text.head_dim;
+  append("model.embed_tokens.weight", {text.vocab, D});
+  append("model.norm.weight", {D});
+  if (!text.tied) append("lm_head.weight", {text.vocab, D});
+  for (int64_t i = 0; i < text.layers; ++i) {
+    const std::string base = "model.layers." + std::to_string(i) + ".";
+    append(base + "input_layernorm.weight", {D});
+    append(base + "self_attn.q_proj.weight", {q, D});
+    append(base + "self_attn.k_proj.weight", {kv, D}, true);
+    append(base + "self_attn.v_proj.weight", {kv, D}, true);
+    append(base + "self_attn.q_proj.bias", {q});
+    append(base + "self_attn.k_proj.bias", {kv}, true);
+    append(base + "self_attn.v_proj.bias", {kv}, true);
+    append(base + "self_attn.o_proj.weight", {D, q});
+    append(base + "post_attention_layernorm.weight", {D});
+    append(base + "mlp.gate_proj.weight", {text.intermediate, D});
+    append(base + "mlp.up_proj.weight", {text.intermediate, D}, true);
+    append(base + "mlp.down_proj.weight", {D, text.intermediate});
+  }
+}
+
+void Parameters::append_vision(const VisionSpec& vision) {
+  const int64_t width = vision.width, unit = int64_t{vision.merge} * vision.merge * width;
+  const auto linear = [&](const std::string& name, int64_t out, int64_t in) {
+    append(name + ".weight", {out, in});
+    append(name + ".bias", {out});
+  };
+  const auto norm = [&](const std::string& name) {
+    append(name + ".weight", {width});
+    append(name + ".bias", {width});
+  };
+  append("visual.patch_embed.proj.weight", {width, vision.channels, vision.temporal, vision.patch, vision.patch});
+  for (int64_t i = 0; i < vision.depth; ++i) {
+    const std::string block = "visual.blocks." + std::to_string(i) + ".";
+    norm(block + "norm1");
+    linear(block + "attn.qkv", 3 * width, width);
+    linear(block + "attn.proj", width, width);
+    norm(block + "norm2");
+    linear(block + "mlp.fc1", vision.mlp_width, width);
+    linear(block + "mlp.fc2", width, vision.mlp_width);
+  }
+  norm("visual.merger.ln_q");
+  linear("visual.merger.mlp.0", unit, unit);
+  linear("visual.merger.mlp.2", vision.out_width, unit);
+}
+
+const Parameter& Parameters::find(const std::string& name) const {
+  const auto found = index_.find(name);
+  require(found != index_.end(), "ERR_ARGUMENT", "[Model] Expected the name of a parameter but received '" + name + "'");
+  return list_[found->second];
+}
+
+void Parameters::set_trainable(const std::string& name, bool trainable) { list_[index_.at(find(name).name)].trainable = trainable; }
+
+void* Parameters::value_pointer(const Parameter& p) const { return static_cast<char*>(value_->data()) + p.value_offset; }
+
+float* Parameters::state_pointer(const Parameter& p, Slot slot) {
+  if (slot == Slot::master && p.dtype == DType::f32) return static_cast<float*>(value_pointer(p));
+  Block* arena = slot == Slot::gradient ? gradient_.get() : slot == Slot::first ? first_.get() : slot == Slot::second ? second_.get() : master_.get();
+  require(arena != nullptr, "ERR_ARGUMENT", "[Model] Expected training to be enabled before optimiser state of '" + p.name + "' is used");
+  return arena->floats() + p.state_offset;
+}
+
+void Parameters::read(const Parameter& p, Slot slot, float* out) {
+  if (slot != Slot::value || p.dtype == DType::f32) {
+    const void* from = slot == Slot::value ? value_pointer(p) : state_pointer(p, slot);
+    backend_.download(out, from, static_cast<size_t>(p.size) * sizeof(float));
+    return;
+  }
+  std::vector<uint16_t> bits(static_cast<size_t>(std::min(p.size, kChunk)));
+  const uint16_t* from = static_cast<const uint16_t*>(value_pointer(p));
+  for (int64_t start = 0; start < p.size; start += kChunk) {
+    const int64_t n = std::min(kChunk, p.size - start);
+    backend_.download(bits.data(), from + start, static_cast<size_t>(n) * 2);
+    for (int64_t i = 0; i < n; ++i) out[start + i] = bf16_to_float(bits[static_cast<size_t>(i)]);
+  }
+}
+
+void Parameters::write(const Parameter& p, Slot slot, const float* in) {
+  const size_t bytes = static_cast<size_t>(p.size) * sizeof(float);
+  if (slot != Slot::value) return backend_.upload(state_pointer(p, slot), in, bytes);
+  if (p.dtype == DType::f32) return backend_.upload(value_pointer(p), in, bytes);
+  std::vector<uint16_t> bits(static_cast<size_t>(std::min(p.size, kChunk)));
+  uint16_t* to = static_cast<uint16_t*>(value_pointer(p));
+  for (int64_t start = 0; start < p.size; start += kChunk) {
+    const int64_t n = std::min(kChunk, p.size - start);
+    for (int64_t i = 0; i < n; ++i) bits[static_cast<size_t>(i)] = float_to_bf16(in[start + i]);
+    backend_.upload(to + start, bits.data(), static_cast<size_t>(n) * 2);
+  }
+  if (master_) backend_.upload(master_->floats() + p.state_offset, in, bytes);
+}
+
+void Parameters::write_raw(const Parameter& p, const std::string& kind, const void* bytes) {
+  const bool is_f32 = kind == "F32", is_bf16 = kind == "BF16";
+  require(is_f32 || is_bf16 || kind == "F16", "ERR_DTYPE", "[Model.load] Expected '" + p.name + "' to be stored as F32, F16 or BF16 but received " + kind);
+  std::vector<float> wide;
+  const float* values = static_cast<const float*>(bytes);
+  if (!is_f32) {
+    wide.resize(static_cast<size_t>(p.size));
+    const uint16_t* bits = static_cast<const uint16_t*>(bytes);
+    for (int64_t i = 0; i < p.size; ++i) wide[static_cast<size_t>(i)] = is_bf16 ? bf16_to_float(bits[i]) : half_to_float(bits[i]);
+    values = wide.data();
+  }
+  const int64_t bad = backend_.first_non_finite(values, DType::f32, p.size);
+  require(bad < 0, "ERR_CHECKPOINT", "[Model.load] Expected the values of '" + p.name + "' to be finite but element " + std::to_string(bad) +
+                                         " is NaN or infinite; the checkpoint is damaged or its training diverged");
+  write(p, Slot::value, values);
+}
+
+void Parameters::read_raw_bf16(const Parameter& p, uint16_t* out) {
+  if (p.dtype == DType::bf16) return backend_.download(out, value_pointer(p), static_cast<size_t>(p.size) * 2);
+  std::vector<float> values(static_cast<size_t>(p.size));
+  read(p, Slot::value, values.data());
+  for (int64_t i = 0; i < p.size; ++i) out[i] = float_to_bf16(values[static_cast<size_t>(i)]);
+}
+
+void Parameters::initialize(const Parameter& p, const std::string& kind, float scale, uint64_t seed) {
+  require(kind == "normal" || kind == "constant", "ERR_ARGUMENT", "[Model.initialize] Expected kind to be 'normal' or 'constant' but received '" + kind + "'");
+  std::vector<float> values(static_cast<size_t>(p.size), scale);
+  const uint64_t key = mix(seed ^ hash_name(p.name));
+  if (kind == "normal")
+    for (int64_t i = 0; i < p.size; ++i) values[static_cast<size_t>(i)] = scale * normal_at(key, i);
+  write(p, Slot::value, values.data());
+}
+
+Weight Parameters::weight(const std::string& name) const {
+  const size_t first = index_.at(find(name).name);
+  const Parameter& p = list_[first];
+  int64_t rows = p.shape[0];
+  for (size_t i = first + 1; i < list_.size() && list_[i].joined; ++i) rows += list_[i].shape[0];
+  return Weight{value_pointer(p), p.dtype, rows, p.shape[0] ? p.size / p.shape[0] : 0};
+}
+
+const float* Parameters::vector(const std::string& name) const { return static_cast<const float*>(value_pointer(find(name))); }
+
+bool Parameters::wanted(size_t first) const {
+  bool any = list_[first].trainable;
+  for (size_t i = first + 1; i < list_.size() && list_[i].joined; ++i) any = any || list_[i].trainable;
+  return any;
+}
+
+float* Parameters::gradient(const std::string& name) {
+  const size_t first = index_.at(find(name).name);
+  return gradient_ && wanted(first) ? gradient_->floats() + list_[first].state_offset : nullptr;
+}
+
+Parameters::LinearGradient Parameters::linear_gradient(const std::string& weight, const std::string& bias) {
+  float* db = gradient(bias);
+  float* dw = gradient(weight);
+  if (db && !dw) dw = gradient_->floats() + find(weight).state_offset;
+  return {dw, db};
+}
+
+void Parameters::enable_training() {
+  if (gradient_) return;
+  const size_t bytes = static_cast<size_t>(std::max<int64_t>(total_, 1)) * sizeof(float);
+  auto gradient = std::make_unique<Block>(backend_, bytes), first = std::make_unique<Block>(backend_, bytes), second = std::make_unique<Block>(backend_, bytes);
+  if (matrix_dtype_ == DType::bf16) {
+    master_ = std::make_unique<Block>(backend_, bytes);
+    for (const Parameter& p : list_) {
+      if (p.dtype == DType::f32) continue;
+      std::vector<float> values(static_cast<size_t>(p.size));
+      read(p, Slot::value, values.data());
+      backend_.upload(master_->floats() + p.state_offset, values.data(), values.size() * sizeof(float));
+    }
+  }
+  for (Block* block : {gradient.get(), first.get(), second.get()}) backend_.fill(block->floats(), 0.0f, total_);
+  gradient_ = std::move(gradient), first_ = std::move(first), second_ = std::move(second);
+}
+
+void Parameters::zero_gradients() {
+  if (gradient_) backend_.fill(gradient_->floats(), 0.0f, total_);
+}
+
+double Parameters::gradient_norm() {
+  require(gradient_ != nullptr, "ERR_ARGUMENT", "[Model] Expected training to be enabled before gradients are used");
+  double squares = 0;
+  for (const Parameter& p : list_)
+    if (p.trainable) squares += backend_.sum_squares(gradient_->floats() + p.state_offset, p.size);
+  return std::sqrt(squares);
+}
+
+double Parameters::step(const OptimizerOptions& options) {
+  const double norm = gradient_norm();
+  // As the reference: min(1, max / (norm + 1e-6))
+  const float factor = options.max_norm > 0 ? static_cast<float>(std::min(1.0, options.max_norm / (norm + 1e-6))) : 1.0f;
+  if (!std::isfinite(norm)) return norm;  // the caller decides; the weights stay as they are
+  for (const Parameter& p : list_) {
+    if (!p.trainable) continue;
+    AdamWUpdate update{};
+    update.master = state_pointer(p, Slot::master);
+    update.working = p.dtype == DType::bf16 ? static_cast<uint16_t*>(value_pointer(p)) : nullptr;
+    update.gradient = gradient_->floats() + p.state_offset;
+    update.first = first_->floats() + p.state_offset;
+    update.second = second_->floats() + p.state_offset;
+    update.size = p.size;
+    update.learning_rate = options.learning_rate;
+    update.beta1 = options.beta1, update.beta2 = options.beta2;
+    update.epsilon = options.epsilon, update.weight_decay = options.weight_decay;
+    update.clip_factor = factor;
+    update.step = options.step;
+    backend_.adamw(update);
+  }
+  return norm;
+}
+
+size_t Parameters::bytes() const {
+  size_t sum = value_ ? value_->bytes() : 0;
+  for (const Block* block : {gradient_.get(), first_.get(), second_.get(), master_.get()}) sum += block ? block->bytes() : 0;
+  return sum;
+}
+
+}  // namespace plumbline
