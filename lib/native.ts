@@ -5,6 +5,12 @@
  * the caller's (`lib/check.ts`). Methods that touch tensor data return promises that run on the environment's one job thread, in
  * order. Typed arrays are copied before a method returns.
  */
+import { existsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import loadAddon from 'node-gyp-build';
+
+import { LibError } from './errors';
+
 
 /** Cancels the job it is given to. Made by `new native.CancelToken()`; a cancelled job rejects with code `ABORTED`. */
 export interface NativeCancelToken {
@@ -24,7 +30,10 @@ export interface NativeVisionSpec {
   channels: number; patch: number; merge: number; temporal: number; imageMean: readonly number[]; imageStd: readonly number[];
 }
 
-export interface NativeModelSpec { text: NativeTextSpec; vision: NativeVisionSpec; dtype: StorageDType; }
+/** A parameter beside the backbone (router, token super-resolution, step vector), always f32. */
+export interface NativeExtraSpec { name: string; shape: readonly number[]; }
+
+export interface NativeModelSpec { text: NativeTextSpec; vision: NativeVisionSpec; dtype: StorageDType; extras?: readonly NativeExtraSpec[]; }
 
 export interface NativeParameterInfo { name: string; shape: number[]; dtype: StorageDType; trainable: boolean; }
 
@@ -54,7 +63,6 @@ export interface NativeModel {
   initialize(name: string, kind: 'normal' | 'constant', scale: number, seed: number): Promise<void>;
   enableTraining(): Promise<void>;
   zeroGradients(): Promise<void>;
-  scaleGradients(factor: number): Promise<void>;
   /** Clip and AdamW on all trainable parameters; resolves to the global gradient norm before clipping. */
   optimizerStep(options: NativeOptimizerOptions, token?: NativeCancelToken): Promise<number>;
   gradientNorm(): Promise<number>;
@@ -170,4 +178,42 @@ export interface NativeAddon {
   liveObjects(): { models: number; sessions: number; bytes: number };
   /** Synthetic timing loops for `npm run bench` that Node's overhead must not enter: see bench/. */
   bench(name: string, sizes: readonly number[], repeats: number, token?: NativeCancelToken): Promise<Float64Array>;
+}
+
+/** The folder of this package: the nearest one above this file that holds a package.json. */
+export function packageRoot(): string {
+  let folder = __dirname;
+  while (!existsSync(join(folder, 'package.json'))) {
+    const above = dirname(folder);
+    if (above === folder) throw new LibError('ERR_NATIVE_LOAD', `[native] Expected a package.json above ${__dirname} but received none; reinstall plumbline`);
+    folder = above;
+  }
+  return folder;
+}
+
+let loaded: NativeAddon | undefined;
+
+/**
+ * The addon of this environment, loaded at the first call (importing the package loads no native code).
+ *
+ * @throws {LibError} `ERR_NATIVE_LOAD` with every place that was tried and what to do.
+ */
+export function native(): NativeAddon {
+  loaded ??= load(packageRoot());
+  return loaded;
+}
+
+function load(root: string): NativeAddon {
+  try {
+    return loadAddon(root) as NativeAddon;
+  } catch (error) {
+    const places = [join(root, 'build', 'Release'), join(root, 'prebuilds', `${process.platform}-${process.arch}`)];
+    throw new LibError('ERR_NATIVE_LOAD', [
+      `[native] Expected a plumbline addon for ${process.platform}-${process.arch} (Node ${process.version}) but received: ${(error as Error).message}`,
+      `Tried: ${places.join('; ')}`,
+      '1. In a clone of the repository: npm run build',
+      '2. As a dependency: npm rebuild plumbline --foreground-scripts (needs a C++17 compiler, make and Python 3)',
+      '3. When bundling: leave the package external, its .node file cannot be bundled',
+    ].join('\n'), { cause: error });
+  }
 }

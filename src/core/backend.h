@@ -50,7 +50,7 @@ struct AdamWUpdate {         // one parameter tensor
   float* first;
   float* second;
   int64_t size;
-  float learning_rate, beta1, beta2, epsilon, weight_decay;
+  double learning_rate, beta1, beta2, epsilon, weight_decay;  // doubles: 1 - 0.999f is off by 1e-5
   float clip_factor;         // gradient is multiplied by this
   int64_t step;              // counts from 1
 };

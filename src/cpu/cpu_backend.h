@@ -9,6 +9,8 @@
 
 namespace plumbline {
 
+struct GemmCall;
+
 enum class GemmKind { automatic, onednn, portable };
 
 class CpuBackend final : public Backend {
@@ -79,6 +81,11 @@ class CpuBackend final : public Backend {
   // C[M,N] = (beta=1: +) op(A) op(B), all row-major f32, split over the pool (linear.cpp).
   void gemm(bool transpose_a, bool transpose_b, int64_t M, int64_t N, int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb,
             bool accumulate, float* c, int64_t ldc);
+  void multiply(const GemmCall& call);
+  void multiply_sliced(const GemmCall& call, int64_t slices);
+  void multiply_tiles(const GemmCall& call);
+  void gemv(const GemmCall& call);
+  bool use_onednn(const GemmCall& call) const;
   template <typename Body>
   void parallel(int64_t count, const Body& body) { pool_->parallel_for(count, cancel_, body); }
 

@@ -9,7 +9,10 @@
 #include <cstdint>
 #include <cstring>
 #if defined(__x86_64__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // g++ 12's own AVX-512 header warns about itself (GCC bug 105593)
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #define PLUMBLINE_LANES 4

@@ -14,6 +14,9 @@
 
 namespace plumbline {
 
+// Physical cores that this process may use: its CPU affinity and, in a container, its CPU quota. At least 1.
+int32_t available_cores();
+
 class ThreadPool {
  public:
   explicit ThreadPool(int32_t threads);  // total, the calling thread included; >= 1

@@ -27,7 +27,7 @@ struct Parameter {
 enum class Slot { value, gradient, first, second, master };
 
 struct OptimizerOptions {
-  float learning_rate, beta1, beta2, epsilon, weight_decay, max_norm;  // max_norm 0: no clipping
+  double learning_rate, beta1, beta2, epsilon, weight_decay, max_norm;  // max_norm 0: no clipping
   int64_t step;                                                        // counts from 1
 };
 

@@ -1,0 +1,32 @@
+import { fromNative, codeOf } from './errors';
+import { native, type NativeCancelToken } from './native';
+
+/**
+ * Runs a native job under an `AbortSignal`. Checked before the start; while the job runs, aborting cancels it within about
+ * 10 ms, and the promise rejects with `signal.reason`. The listener is always removed. A real failure is never hidden by a late
+ * abort, and errors of the addon come out as `LibError`.
+ *
+ * @example const { out } = await abortable(signal, (token) => native().ops.attention(input, token));
+ */
+export async function abortable<T>(
+  signal: AbortSignal | undefined,
+  start: (token: NativeCancelToken | undefined) => Promise<T>,
+): Promise<T> {
+  signal?.throwIfAborted();
+  let token: NativeCancelToken | undefined;
+  let cancel: (() => void) | undefined;
+  try {
+    if (signal !== undefined) {
+      const made = new (native().CancelToken)();
+      token = made;
+      cancel = () => made.cancel();
+      signal.addEventListener('abort', cancel, { once: true });
+    }
+    return await start(token);
+  } catch (error) {
+    if (signal?.aborted === true && codeOf(error) === 'ABORTED') throw signal.reason;
+    throw fromNative(error);
+  } finally {
+    if (cancel !== undefined) signal?.removeEventListener('abort', cancel);
+  }
+}

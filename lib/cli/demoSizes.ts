@@ -1,0 +1,76 @@
+/** What `plumbline demo` trains: sizes of the model, the pictures and the training. Step counts are fixed, so that a seed gives the same run. */
+import type { DigitGridOptions } from '../data';
+import type { NewModelConfig } from '../model/config';
+import { DIGIT_GRID_TOKENS, DIGIT_GRID_VOCABULARY } from '../data';
+
+export interface DemoSize {
+  /** Pictures and questions; seed and split are the demo's. */
+  task: Pick<DigitGridOptions, 'rows' | 'columns' | 'kinds' | 'readingKinds'>;
+  text: Omit<NewModelConfig['text'], 'vocab'>;
+  vision: NewModelConfig['vision'];
+  batchSize: number;
+  learningRate: number;
+  /** Optimiser steps in which the share of reading questions falls from 1 to `readingShare`. */
+  warmupSteps: number;
+  readingShare: number;
+  /** Optimiser steps of reasoning in words. */
+  explicitSteps: number;
+  /** Reasoning steps are merged to at most so many groups; there are as many latent stages. */
+  maxSteps: number;
+  latentsPerStep: number;
+  /** Optimiser steps of each latent stage but the last. */
+  stageSteps: number;
+  /** Optimiser steps of the last stage, which has no words but the answer. */
+  lastStageSteps: number;
+  latentRate: number;
+  /** Held-out questions. */
+  questions: number;
+  /** Minutes on two cores that the step counts were chosen for. */
+  minutes: number;
+}
+
+export type SizeName = 'small' | 'medium' | 'large';
+
+const SMALL: DemoSize = {
+  task: { rows: 4, columns: 4, kinds: { sum: 1, path: 1, follow: 1, difference: 1, alternating: 1 }, readingKinds: { readCell: 1, readLine: 1 } },
+  text: { hidden: 128, layers: 4, heads: 4, kvHeads: 2, intermediate: 352, mropeSection: [4, 6, 6], ropeTheta: 10_000 },
+  vision: { depth: 2, width: 64, heads: 4, mlpWidth: 256 },
+  batchSize: 64, learningRate: 1e-3, warmupSteps: 600, readingShare: 0.15, explicitSteps: 1400,
+  maxSteps: 3, latentsPerStep: 2, stageSteps: 200, lastStageSteps: 600, latentRate: 5e-4, questions: 1000, minutes: 14,
+};
+
+const MEDIUM: DemoSize = {
+  ...SMALL,
+  task: { ...SMALL.task, rows: [3, 6], columns: [3, 6] },
+  text: { ...SMALL.text, hidden: 256, layers: 6, heads: 8, kvHeads: 2, intermediate: 704 },
+  vision: { depth: 3, width: 128, heads: 4, mlpWidth: 512 },
+  warmupSteps: 1200, explicitSteps: 5000, stageSteps: 800, lastStageSteps: 2400, questions: 2000, minutes: 180,
+};
+
+const LARGE: DemoSize = {
+  ...MEDIUM,
+  task: { ...SMALL.task, rows: [3, 10], columns: [3, 10] },
+  text: { ...SMALL.text, hidden: 512, layers: 8, heads: 8, kvHeads: 2, intermediate: 1408, mropeSection: [8, 12, 12] },
+  vision: { depth: 4, width: 192, heads: 6, mlpWidth: 768 },
+  learningRate: 6e-4, warmupSteps: 2000, explicitSteps: 12_000, stageSteps: 2000, lastStageSteps: 6000, latentRate: 3e-4, minutes: 2000,
+};
+
+export const DEMO_SIZES: Readonly<Record<SizeName, DemoSize>> = Object.freeze({ small: SMALL, medium: MEDIUM, large: LARGE });
+
+/** Step counts stretched or shrunk to another number of minutes: fixed for given minutes, whatever the machine. */
+export function scaledTo(size: DemoSize, minutes: number): DemoSize {
+  const scale = (steps: number): number => Math.max(1, Math.round((steps * minutes) / size.minutes));
+  return {
+    ...size, minutes, warmupSteps: scale(size.warmupSteps), explicitSteps: scale(size.explicitSteps),
+    stageSteps: scale(size.stageSteps), lastStageSteps: scale(size.lastStageSteps),
+  };
+}
+
+export function demoConfig(size: DemoSize): NewModelConfig {
+  const t = DIGIT_GRID_TOKENS;
+  return {
+    text: { ...size.text, vocab: DIGIT_GRID_VOCABULARY, tied: true },
+    vision: size.vision,
+    tokens: { image: t.imagePad, video: t.videoPad, visionStart: t.visionStart, visionEnd: t.visionEnd, eos: t.imEnd, pad: t.endOfText },
+  };
+}

@@ -1,0 +1,2 @@
+export * from './generate';
+export { DEFAULT_SAMPLING, sampleToken, type SamplingOptions } from './sampling';

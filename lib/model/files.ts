@@ -1,0 +1,71 @@
+/** Files that appear complete or not at all, and JSON files. */
+import { randomUUID } from 'node:crypto';
+import { open, readFile, rename, rm, stat } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { fail } from '../errors';
+
+/** JSON files of a checkpoint are at most a few MB (tokenizer.json: 11 MB). */
+const MAX_JSON_BYTES = 256 * 1024 * 1024;
+/** One write call; Linux takes at most 2 GiB at once. */
+const CHUNK_BYTES = 64 * 1024 * 1024;
+
+/** Writes beside the target, syncs, then renames over it. A failure leaves the target as it was and no other file. */
+export async function writeAtomically(path: string, produce: (write: (data: Uint8Array) => Promise<void>) => Promise<void>): Promise<void> {
+  const temporary = join(dirname(path), `.${basename(path)}.${randomUUID()}.tmp`);
+  const file = await open(temporary, 'wx');
+  try {
+    try {
+      await produce(async (data) => {
+        for (let at = 0; at < data.byteLength; ) {
+          at += (await file.write(data, at, Math.min(CHUNK_BYTES, data.byteLength - at))).bytesWritten;
+        }
+      });
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await rename(temporary, path);
+    await syncFolder(dirname(path));
+  } catch (error) {
+    await rm(temporary, { force: true });
+    throw error;
+  }
+}
+
+/** Makes a rename survive a power cut. Folders cannot be opened on Windows, where the rename is already ordered. */
+async function syncFolder(path: string): Promise<void> {
+  if (process.platform === 'win32') return;
+  const folder = await open(path, 'r');
+  try {
+    await folder.sync();
+  } finally {
+    await folder.close();
+  }
+}
+
+export async function writeJson(path: string, value: unknown): Promise<void> {
+  await writeAtomically(path, (write) => write(Buffer.from(`${JSON.stringify(value, null, 2)}\n`)));
+}
+
+export async function exists(path: string): Promise<boolean> {
+  return stat(path).then((found) => found.isFile(), () => false);
+}
+
+/** Text of a file of a checkpoint, or undefined when there is no such file. */
+export async function readText(path: string): Promise<string | undefined> {
+  if (!(await exists(path))) return undefined;
+  const { size } = await stat(path);
+  if (size > MAX_JSON_BYTES) return fail('ERR_CHECKPOINT', 'load', `Expected ${path} to have at most ${MAX_JSON_BYTES} bytes but received ${size}. Is it the right file?`);
+  return readFile(path, 'utf8');
+}
+
+/** A parsed JSON file, or undefined when there is no such file. */
+export async function readJson(path: string): Promise<unknown> {
+  const text = await readText(path);
+  if (text === undefined) return undefined;
+  try {
+    return JSON.parse(text) as unknown;
+  } catch (error) {
+    return fail('ERR_CHECKPOINT', 'load', `Expected JSON in ${path} but received ${(error as Error).message.slice(0, 120)}. The file is damaged: download or save it again.`, { cause: error });
+  }
+}

@@ -1,0 +1,233 @@
+/** A model with its processor: what programs load, create, ask and save. */
+import { join } from 'node:path';
+import * as check from '../check';
+import { generate, stream, type GenerateEvent, type GenerateOptions, type GenerateRequest, type GenerateResult } from '../decode/generate';
+import { fail, guarded } from '../errors';
+import { native, type NativeModel, type NativeSession, type NativeSessionOptions, type StorageDType } from '../native';
+import { openCheckpoint, readCompanions, type CompanionFiles } from './checkpoint';
+import { modelGeometry, newConfig, type ModelConfig, type ModelGeometry, type NewModelConfig } from './config';
+import { readJson } from './files';
+import { parseImageSettings, type ImageSettings } from './imageSettings';
+import { makeProcessor, type EncodedPrompt, type Message, type Processor } from './processor';
+import { parseGeneration, parseRecord, type GenerationDefaults, type LatentRecord } from './record';
+import { initializeWeights, loadWeights, readWeights, saveCheckpoint, type LoadProgress } from './weights';
+
+export interface LoadOptions {
+  /** Storage of the matrices. 'auto' (default): bf16 where the file is, else f32. Sums are f32 always. */
+  dtype?: StorageDType | 'auto';
+  signal?: AbortSignal;
+  onProgress?: (progress: LoadProgress) => void;
+  /** Bytes that the weights may take. Default: what is available now; `Infinity` switches the check off. */
+  maxMemoryBytes?: number;
+}
+
+export interface CreateOptions {
+  dtype?: StorageDType;
+  /** Same config, dtype and seed: same weights (default 0). */
+  seed?: number;
+  /** Directory with tokenizer, chat template, preprocessor_config.json and generation_config.json for the new model. */
+  processor?: string;
+  /** Latent steps before the words (default 0). */
+  latentSteps?: number;
+  signal?: AbortSignal;
+  maxMemoryBytes?: number;
+}
+
+export interface SaveOptions {
+  /** Recorded in plumbline.json instead of the model's own. */
+  latentSteps?: number;
+  signal?: AbortSignal;
+  onProgress?: (progress: LoadProgress) => void;
+}
+
+/** What a model is made of, beside its weights. */
+interface Parts {
+  config: ModelConfig;
+  images: ImageSettings;
+  generation: GenerationDefaults;
+  record: LatentRecord;
+  companions: CompanionFiles;
+  origin?: string;
+}
+
+type AskOptions = Partial<GenerateOptions>;
+
+/**
+ * A vision-language model that can reason in latents. It owns native memory: call `dispose`, or declare it with `using`.
+ *
+ * @example
+ * using model = await LatentModel.load('checkpoints/digits');
+ * const answer = await model.generate({ messages: [{ role: 'user', content: [{ type: 'image', image: 'grid.png' }, { type: 'text', text: 'sum of row 2' }] }] });
+ * console.log(answer.text);
+ */
+export class LatentModel {
+  readonly config: ModelConfig;
+  readonly dtype: StorageDType;
+  readonly geometry: ModelGeometry;
+  readonly processor: Processor;
+  /** Preset, latent steps and token ids of plumbline.json. */
+  readonly record: LatentRecord;
+  /** What generation_config.json says. */
+  readonly generation: GenerationDefaults;
+  /** Text of ids; absent without a tokenizer. */
+  readonly decodeText?: (ids: readonly number[]) => string;
+  readonly #parts: Parts;
+  readonly #native: NativeModel;
+  #disposed = false;
+
+  private constructor(parts: Parts, dtype: StorageDType, processor: Processor, model: NativeModel) {
+    this.#parts = parts;
+    this.#native = model;
+    this.config = parts.config;
+    this.dtype = dtype;
+    this.geometry = modelGeometry(parts.config);
+    this.processor = processor;
+    this.record = parts.record;
+    this.generation = parts.generation;
+    if (processor.tokenizer !== undefined) this.decodeText = processor.decode;
+  }
+
+  /**
+   * Loads a Hugging Face directory of a Qwen2-VL model, or one that `save` wrote.
+   *
+   * @throws {LibError} `ERR_CHECKPOINT` naming file, tensor or key; `ERR_UNSUPPORTED` for other models; `ERR_OUT_OF_MEMORY` before
+   *   anything is taken; `signal.reason` when aborted.
+   */
+  static async load(directory: string, options: LoadOptions = {}): Promise<LatentModel> {
+    check.string('load', 'directory', directory);
+    check.options('load', options, ['dtype', 'signal', 'onProgress', 'maxMemoryBytes']);
+    const wanted = check.oneOf('load', 'dtype', options.dtype ?? 'auto', ['auto', 'f32', 'bf16']);
+    const weights = weightOptions('load', options);
+    const checkpoint = await openCheckpoint(directory);
+    const processor = makeProcessor(checkpoint.config, checkpoint.images, checkpoint.companions);
+    const dtype = wanted === 'auto' ? checkpoint.dtype : wanted;
+    return new LatentModel({ ...checkpoint, origin: directory }, dtype, processor, await loadWeights(checkpoint, dtype, weights));
+  }
+
+  /**
+   * Makes a model with new random weights.
+   *
+   * @param config dimensions, or the config of another model.
+   */
+  static async create(config: NewModelConfig | ModelConfig, options: CreateOptions = {}): Promise<LatentModel> {
+    check.options('create', options, ['dtype', 'seed', 'processor', 'latentSteps', 'signal', 'maxMemoryBytes']);
+    const dtype = check.oneOf('create', 'dtype', options.dtype ?? 'f32', ['f32', 'bf16']);
+    const seed = check.integer('create', 'seed', options.seed ?? 0, 0);
+    const parts = await newParts('source' in config ? config : newConfig(config), options.processor, check.integer('create', 'latentSteps', options.latentSteps ?? 0, 0));
+    const processor = makeProcessor(parts.config, parts.images, parts.companions);
+    return new LatentModel(parts, dtype, processor, await initializeWeights(parts.config, parts.images, dtype, seed, weightOptions('create', options)));
+  }
+
+  /** The addon's model. @throws {LibError} `ERR_DISPOSED`. */
+  get native(): NativeModel {
+    if (this.#disposed) fail('ERR_DISPOSED', 'model', 'Expected a model that is in use but received one that was disposed');
+    return this.#native;
+  }
+
+  /** Latent steps before the words unless a call says otherwise. */
+  get latentSteps(): number {
+    return this.record.latentSteps;
+  }
+
+  /** Ids that end a sequence. */
+  get endIds(): readonly number[] {
+    return this.generation.endTokens;
+  }
+
+  openSession(options: NativeSessionOptions): NativeSession {
+    const model = this.native;
+    return guarded(() => new (native().Session)(model, options));
+  }
+
+  /** Messages to token ids and pictures; see `processor`. */
+  encodeMessages(messages: readonly Message[]): Promise<EncodedPrompt> {
+    return this.processor.encode(messages);
+  }
+
+  /** Answers one request. */
+  async generate(request: GenerateRequest<readonly Message[]>, options: AskOptions = {}): Promise<GenerateResult> {
+    const [result] = await this.generateBatch([request], options);
+    return result!;
+  }
+
+  /** Answers several requests in ragged batches; results in the order of the requests. */
+  generateBatch(requests: readonly GenerateRequest<readonly Message[]>[], options: AskOptions = {}): Promise<GenerateResult[]> {
+    return generate(this, requests, this.#defaults(options));
+  }
+
+  /** Answers one request as it happens; leaving the loop stops the work. */
+  stream(request: GenerateRequest<readonly Message[]>, options: AskOptions = {}): AsyncGenerator<GenerateEvent, void, void> {
+    return stream(this, request, this.#defaults(options));
+  }
+
+  /** Writes a directory that `load` and Python read: classic Hugging Face layout, with the tokenizer files as they came. */
+  async save(directory: string, options: SaveOptions = {}): Promise<void> {
+    check.string('save', 'directory', directory);
+    check.options('save', options, ['latentSteps', 'signal', 'onProgress']);
+    const latentSteps = check.integer('save', 'latentSteps', options.latentSteps ?? this.latentSteps, 0);
+    const parts = { ...this.#parts, record: { ...this.record, latentSteps } };
+    await saveCheckpoint(directory, this.native, this.dtype, parts, weightOptions('save', options));
+  }
+
+  /**
+   * Reads the weights of a checkpoint of the same dimensions into this model.
+   *
+   * @throws {LibError} `ERR_CHECKPOINT` when it is another model.
+   */
+  async loadWeights(directory: string, options: Pick<LoadOptions, 'signal' | 'onProgress'> = {}): Promise<void> {
+    const model = this.native;
+    const checkpoint = await openCheckpoint(directory);
+    for (const part of ['text', 'vision'] as const) {
+      const [mine, theirs] = [this.config[part], checkpoint.config[part]] as [object, object];
+      const differs = Object.keys(mine).find((key) => JSON.stringify(Reflect.get(mine, key)) !== JSON.stringify(Reflect.get(theirs, key)));
+      if (differs === undefined) continue;
+      fail('ERR_CHECKPOINT', 'load', `Expected a checkpoint with ${part}.${differs} = ${JSON.stringify(Reflect.get(mine, differs))} but received ${JSON.stringify(Reflect.get(theirs, differs))} in ${directory}. Load it as a model of its own.`);
+    }
+    await readWeights(model, checkpoint, weightOptions('load', options));
+  }
+
+  /** Frees the weights; later use is `ERR_DISPOSED`. May be called twice. Sessions that are open keep what they need. */
+  dispose(): void {
+    if (this.#disposed) return;
+    this.#disposed = true;
+    this.#native.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.dispose();
+  }
+
+  /** The checkpoint's own latent steps and sampling where a call says nothing. */
+  #defaults(options: AskOptions): AskOptions {
+    const { sample, temperature, topK, topP, repetitionPenalty } = this.generation;
+    return { latentSteps: this.latentSteps, repetitionPenalty, ...(sample ? { temperature, topK, topP } : {}), ...options };
+  }
+}
+
+interface CheckedWeightOptions {
+  signal: AbortSignal | undefined;
+  onProgress: ((progress: LoadProgress) => void) | undefined;
+  maxMemoryBytes: number | undefined;
+}
+
+function weightOptions(op: string, options: { signal?: AbortSignal; onProgress?: (progress: LoadProgress) => void; maxMemoryBytes?: number }): CheckedWeightOptions {
+  const { onProgress, maxMemoryBytes } = options;
+  if (onProgress !== undefined && typeof onProgress !== 'function') fail('ERR_ARGUMENT', op, `Expected onProgress to be a function but received ${check.show(onProgress)}`);
+  if (maxMemoryBytes !== undefined && maxMemoryBytes !== Infinity) check.number(op, 'maxMemoryBytes', maxMemoryBytes, 0);
+  return { signal: check.signal(op, options.signal), onProgress, maxMemoryBytes };
+}
+
+async function newParts(config: ModelConfig, directory: string | undefined, latentSteps: number): Promise<Parts> {
+  const read = async (name: string): Promise<unknown> => (directory === undefined ? undefined : readJson(join(directory, name)));
+  const companions = directory === undefined ? new Map<string, string>() : await readCompanions(directory);
+  const record = parseRecord(await read('plumbline.json'));
+  return {
+    config, companions, record: { ...record, latentSteps: latentSteps === 0 ? record.latentSteps : latentSteps },
+    images: parseImageSettings(await read('preprocessor_config.json'), config.vision),
+    generation: parseGeneration(await read('generation_config.json'), config.source),
+  };
+}

@@ -1,0 +1,58 @@
+/** What a model costs in memory, said before it is taken. */
+import { availableMemory as processAvailable } from 'node:process';
+import { freemem } from 'node:os';
+import { fail } from '../errors';
+import type { StorageDType } from '../native';
+import type { ModelConfig } from './config';
+import { parameterShapes, sizeOf } from './parameterShapes';
+
+export interface MemoryEstimate {
+  /** Number of parameters. */
+  parameters: number;
+  /** Bytes of the weights: matrices in the storage type, vectors always in f32. */
+  weightBytes: number;
+  /** Bytes that training adds: gradients, two moments, and f32 masters of bf16 matrices. */
+  trainingBytes: number;
+  /** Largest tensor in f32: the staging buffer while a file is read. */
+  stagingBytes: number;
+}
+
+export function estimateMemory(config: ModelConfig, dtype: StorageDType): MemoryEstimate {
+  let parameters = 0;
+  let matrices = 0;
+  let largest = 0;
+  for (const { shape, role } of parameterShapes(config)) {
+    const size = sizeOf(shape);
+    parameters += size;
+    largest = Math.max(largest, size);
+    if (role === 'matrix') matrices += size;
+  }
+  const narrow = dtype === 'bf16' ? 2 * matrices : 0;
+  return { parameters, weightBytes: 4 * parameters - narrow, trainingBytes: 12 * parameters + 2 * narrow, stagingBytes: 4 * largest };
+}
+
+/** Bytes that this process can still take: free memory of the machine, or of its control group where that is less. */
+export function availableMemory(): number {
+  return Math.min(processAvailable(), freemem());
+}
+
+/**
+ * Refuses a model that does not fit.
+ *
+ * @param limit bytes that may be taken; default: what is available now. `Infinity` switches the check off.
+ * @throws {LibError} `ERR_OUT_OF_MEMORY` with both figures and what can be done.
+ */
+export function requireMemory(op: string, what: string, config: ModelConfig, dtype: StorageDType, limit: number = availableMemory()): MemoryEstimate {
+  const estimate = estimateMemory(config, dtype);
+  const needed = estimate.weightBytes + estimate.stagingBytes;
+  if (needed > limit) {
+    const smaller = dtype === 'f32' ? `load it with dtype 'bf16', ` : '';
+    fail('ERR_OUT_OF_MEMORY', op, `Expected ${gigabytes(needed)} of memory for the weights of ${what} (${(estimate.parameters / 1e6).toFixed(1)} million parameters, ${dtype}) `
+      + `but received ${gigabytes(limit)}. Close other programs, ${smaller}or set maxMemoryBytes to go ahead all the same.`);
+  }
+  return estimate;
+}
+
+function gigabytes(bytes: number): string {
+  return bytes < 1e8 ? `${(bytes / 1e6).toFixed(2)} MB` : `${(bytes / 1e9).toFixed(2)} GB`;
+}

@@ -1,0 +1,103 @@
+/**
+ * M-RoPE position ids: three numbers (temporal, height, width) per row of a sequence.
+ *
+ * Text advances the three together. A picture that starts at s takes (s + frame, s + row, s + column) on its merged grid, and what
+ * follows it starts at the maximum over the three rows + 1, after a video too (transformers 4.5x; 5.x differs for long videos).
+ */
+import { fail } from '../errors';
+
+/** Patches of a picture before the merge: temporal patches, rows, columns. */
+export type Grid = readonly [time: number, height: number, width: number];
+
+export interface PositionGeometry {
+  /** Token id that stands for a merged patch of an image. */
+  imageToken: number;
+  /** Token id that stands for a merged patch of a video. */
+  videoToken: number;
+  /** Side of the square of patches that becomes one row (2). */
+  merge: number;
+}
+
+export interface Positions {
+  /** [3*S]: all temporal ids, then all height ids, then all width ids. */
+  positions: Int32Array;
+  /** Largest id + 1 - S. A row that is appended at index i has id i + delta in all three rows. */
+  delta: number;
+}
+
+/** Rows that a picture takes in the sequence. */
+export function mergedTokens(grid: Grid, merge: number): number {
+  return grid[0] * Math.floor(grid[1] / merge) * Math.floor(grid[2] / merge);
+}
+
+/**
+ * Position ids of one sequence.
+ *
+ * @param ids token ids, with one picture token per merged patch.
+ * @param grids grids of the pictures in the order of their tokens, images and videos together.
+ * @returns ids and delta; nothing of the input is kept.
+ * @throws {LibError} ERR_SHAPE when tokens and grids do not agree.
+ * @example
+ * // 7 is text, 3 a picture token of a 2x2 grid of merged patches
+ * mropePositions([7, 3, 3, 3, 3, 7], [[1, 4, 4]], { imageToken: 3, videoToken: 4, merge: 2 });
+ * // { positions: [0,1,1,1,1,3,  0,1,1,2,2,3,  0,1,2,1,2,3], delta: -2 }
+ */
+export function mropePositions(ids: ArrayLike<number>, grids: readonly Grid[], geometry: PositionGeometry): Positions {
+  const length = ids.length;
+  const positions = new Int32Array(3 * length);
+  let start = 0;
+  let picture = 0;
+  for (let i = 0; i < length; ) {
+    const id = ids[i];
+    if (id !== geometry.imageToken && id !== geometry.videoToken) {
+      positions[i] = positions[length + i] = positions[2 * length + i] = start++;
+      i++;
+      continue;
+    }
+    const grid = grids[picture++];
+    if (grid === undefined) {
+      fail('ERR_SHAPE', 'positions', `Expected one picture per run of picture tokens but received ${grids.length} picture(s) and further picture tokens at index ${i}`);
+    }
+    const rows = mergedTokens(grid, geometry.merge);
+    for (let k = 0; k < rows; k++) {
+      if (i + k >= length || ids[i + k] !== id) {
+        fail('ERR_SHAPE', 'positions', `Expected ${rows} picture tokens from index ${i} for the grid ${grid.join('x')} but received ${k}`);
+      }
+    }
+    start += fillPicture(positions, length, i, start, grid, geometry.merge);
+    i += rows;
+  }
+  if (picture !== grids.length) {
+    fail('ERR_SHAPE', 'positions', `Expected picture tokens for ${grids.length} picture(s) but received tokens for ${picture}`);
+  }
+  return { positions, delta: start - length };
+}
+
+/** Writes the ids of a picture whose first row is `at`; returns how far the start of what follows moves. */
+function fillPicture(positions: Int32Array, length: number, at: number, start: number, grid: Grid, merge: number): number {
+  const high = Math.floor(grid[1] / merge);
+  const wide = Math.floor(grid[2] / merge);
+  for (let frame = 0; frame < grid[0]; frame++) {
+    for (let row = 0; row < high; row++) {
+      for (let column = 0; column < wide; column++, at++) {
+        positions[at] = start + frame;
+        positions[length + at] = start + row;
+        positions[2 * length + at] = start + column;
+      }
+    }
+  }
+  return Math.max(grid[0], high, wide);
+}
+
+/**
+ * Ids of `count` rows that are appended to a sequence after its prompt: latents and words.
+ *
+ * @param index index in the sequence of the first new row.
+ * @param delta from `mropePositions`.
+ * @returns [3*count].
+ */
+export function positionsAfter(index: number, delta: number, count: number): Int32Array {
+  const positions = new Int32Array(3 * count);
+  for (let i = 0; i < count; i++) positions[i] = positions[count + i] = positions[2 * count + i] = index + delta + i;
+  return positions;
+}

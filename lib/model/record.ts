@@ -1,0 +1,74 @@
+/** plumbline.json and generation_config.json: how a checkpoint reasons, and how it decodes when nobody says otherwise. */
+import { fail } from '../errors';
+import { JsonReader, isObject, own, type JsonObject } from './jsonReader';
+
+/** plumbline.json, format 1. A checkpoint without one is a plain vision-language model: no latent steps. */
+export interface LatentRecord {
+  /** Which set of switches the checkpoint was trained with ('default'). */
+  readonly preset: string;
+  /** Latent steps before the words. */
+  readonly latentSteps: number;
+  /** Ids of `<|latent|>`, `<|start-latent|>`, `<|end-latent|>` where the vocabulary has them. */
+  readonly latentToken?: number;
+  readonly startLatentToken?: number;
+  readonly endLatentToken?: number;
+  /** The file as it was read, kept so that saving loses no key. */
+  readonly source: JsonObject;
+}
+
+const TOKEN_KEYS = { latentToken: 'latentTokenId', startLatentToken: 'startLatentTokenId', endLatentToken: 'endLatentTokenId' } as const;
+const MAX_LATENTS = 65536;
+
+export function parseRecord(raw: unknown): LatentRecord {
+  if (raw === undefined) return Object.freeze({ preset: 'default', latentSteps: 0, source: Object.freeze({}) });
+  if (!isObject(raw)) return fail('ERR_CHECKPOINT', 'load', 'Expected plumbline.json to hold an object. The file is damaged: save the checkpoint again.');
+  const file: JsonReader = new JsonReader('load', 'plumbline.json', raw);
+  if (file.raw('format') !== 1) file.unsupported('format', 'this version reads format 1; update plumbline');
+  const ids: { -readonly [K in keyof typeof TOKEN_KEYS]?: number } = {};
+  for (const [name, key] of Object.entries(TOKEN_KEYS) as [keyof typeof TOKEN_KEYS, string][]) {
+    if (file.has(key)) ids[name] = file.integer(key, undefined, 0, 2 ** 31 - 1);
+  }
+  return Object.freeze({ preset: file.text('preset', 'default'), latentSteps: file.integer('latentSteps', 0, 0, MAX_LATENTS), ...ids, source: raw });
+}
+
+export function recordJson(record: LatentRecord): Record<string, unknown> {
+  const ids = Object.entries(TOKEN_KEYS).flatMap(([name, key]) => {
+    const id = record[name as keyof typeof TOKEN_KEYS];
+    return id === undefined ? [] : [[key, id]];
+  });
+  return { format: 1, ...record.source, preset: record.preset, latentSteps: record.latentSteps, ...Object.fromEntries(ids) as object };
+}
+
+/** What generation_config.json says, with transformers' defaults. */
+export interface GenerationDefaults {
+  /** Any of these ends the answer. */
+  readonly endTokens: readonly number[];
+  readonly padToken?: number;
+  readonly sample: boolean;
+  readonly temperature: number;
+  readonly topK: number;
+  readonly topP: number;
+  readonly repetitionPenalty: number;
+}
+
+/** @param config config.json, whose end token counts where generation_config.json names none. */
+export function parseGeneration(raw: unknown, config: JsonObject): GenerationDefaults {
+  if (raw !== undefined && !isObject(raw)) return fail('ERR_CHECKPOINT', 'load', 'Expected generation_config.json to hold an object. The file is damaged: download it again.');
+  const file: JsonReader = new JsonReader('load', 'generation_config.json', raw ?? {});
+  const text = own(config, 'text_config');
+  const flat: JsonReader = new JsonReader('load', 'config.json', { ...config, ...(isObject(text) ? text : {}) });
+  const pad = file.has('pad_token_id') ? file : flat;
+  return Object.freeze({
+    endTokens: Object.freeze(endTokens(file.has('eos_token_id') ? file : flat)),
+    ...(pad.has('pad_token_id') ? { padToken: pad.integer('pad_token_id', undefined, -1, 2 ** 31 - 1) } : {}),
+    sample: file.boolean('do_sample', false), temperature: file.positive('temperature', 1), topK: file.integer('top_k', 50, 0, 2 ** 31 - 1),
+    topP: file.positive('top_p', 1), repetitionPenalty: file.positive('repetition_penalty', 1),
+  });
+}
+
+function endTokens(file: JsonReader): number[] {
+  const value = file.raw('eos_token_id') ?? [];
+  const ids = Array.isArray(value) ? (value as unknown[]) : [value];
+  if (!ids.every((id) => Number.isSafeInteger(id) && (id as number) >= 0)) file.wrong('eos_token_id', 'a token id or a list of them', 'Correct the file.');
+  return [...new Set(ids as number[])];
+}

@@ -1,0 +1,110 @@
+/** tokenizer.json and the chat template of a checkpoint, through Hugging Face's own JavaScript packages. */
+import type { Tokenizer as HubTokenizer } from '@huggingface/tokenizers' with { 'resolution-mode': 'import' };
+import type { Template as HubTemplate } from '@huggingface/jinja' with { 'resolution-mode': 'import' };
+import { fail } from '../errors';
+import type { CompanionFiles } from './checkpoint';
+import { isObject, own, type JsonObject } from './jsonReader';
+
+/** A message as a chat template sees it: parts have a type, and a text where it is 'text'. */
+export interface TemplateMessage {
+  role: string;
+  name?: string;
+  content: string | readonly ({ type: 'text'; text: string } | { type: 'image' })[];
+}
+
+export interface Tokenizer {
+  encode(text: string): number[];
+  /** Text of ids; special tokens leave no text, nor do ids that the tokenizer does not know (rows that pad the table). */
+  decode(ids: readonly number[]): string;
+  /** Id of a token, e.g. `<|image_pad|>`. */
+  idOf(token: string): number | undefined;
+}
+
+export type ChatTemplate = (messages: readonly TemplateMessage[], addGenerationPrompt: boolean) => string;
+
+/** Undefined when the checkpoint has no tokenizer.json. */
+export function makeTokenizer(files: CompanionFiles): Tokenizer | undefined {
+  const source = files.get('tokenizer.json');
+  if (source === undefined) return undefined;
+  const { Tokenizer: Hub } = require('@huggingface/tokenizers') as { Tokenizer: typeof HubTokenizer };
+  const config = parse(files, 'tokenizer_config.json') ?? {};
+  const json = withAddedTokens(parse(files, 'tokenizer.json') as JsonObject, config);
+  let hub: HubTokenizer;
+  try {
+    hub = new Hub(json, config);
+  } catch (error) {
+    return fail('ERR_CHECKPOINT', 'tokenizer', `Expected a tokenizer.json that can be read but received: ${(error as Error).message.slice(0, 200)}. Download it again, or save it with a recent version of tokenizers.`, { cause: error });
+  }
+  const silent = new Set([...hub.get_added_tokens_decoder()].filter(([, token]) => token.special).map(([id]) => id));
+  return {
+    encode: (text) => (text === '' ? [] : hub.encode(text, { add_special_tokens: false }).ids),
+    decode(ids) {
+      const known = ids.filter((id) => !silent.has(id) && hub.id_to_token(id) !== undefined);
+      return known.length === 0 ? '' : hub.decode(known, { clean_up_tokenization_spaces: false });
+    },
+    idOf: (token) => hub.token_to_id(token),
+  };
+}
+
+/** Some releases list special tokens (`<|image_pad|>`) in tokenizer_config.json only; without them they would fall into pieces. */
+function withAddedTokens(json: JsonObject, config: JsonObject): JsonObject {
+  const listed = own(json, 'added_tokens');
+  const added = Array.isArray(listed) ? [...(listed as unknown[])] : [];
+  const known = new Set(added.map((token) => (isObject(token) ? token['content'] : undefined)));
+  const extra = own(config, 'added_tokens_decoder');
+  for (const [id, token] of Object.entries(isObject(extra) ? extra : {})) {
+    if (isObject(token) && /^\d+$/.test(id) && !known.has(token['content'])) added.push({ ...token, id: Number(id) });
+  }
+  return { ...json, added_tokens: added };
+}
+
+function parse(files: CompanionFiles, name: string): JsonObject | undefined {
+  const text = files.get(name);
+  if (text === undefined) return undefined;
+  try {
+    const value: unknown = JSON.parse(text);
+    if (isObject(value)) return value;
+  } catch (error) {
+    return fail('ERR_CHECKPOINT', 'tokenizer', `Expected JSON in ${name} but received: ${(error as Error).message.slice(0, 120)}. Download it again.`, { cause: error });
+  }
+  return fail('ERR_CHECKPOINT', 'tokenizer', `Expected an object in ${name} but received other JSON. Download it again.`);
+}
+
+/** Undefined when the checkpoint has none. The processor's own files win over tokenizer_config.json, as in transformers. */
+export function makeChatTemplate(files: CompanionFiles): ChatTemplate | undefined {
+  const config = parse(files, 'tokenizer_config.json') ?? {};
+  const source = files.get('chat_template.jinja') ?? own(parse(files, 'chat_template.json') ?? {}, 'chat_template') ?? own(config, 'chat_template');
+  const text = Array.isArray(source) ? defaultTemplate(source) : source;
+  if (text === undefined) return undefined;
+  if (typeof text !== 'string') return fail('ERR_CHECKPOINT', 'chatTemplate', 'Expected chat_template to be a string or a list with a default but received something else. Correct tokenizer_config.json.');
+  const { Template } = require('@huggingface/jinja') as { Template: typeof HubTemplate };
+  let template: HubTemplate;
+  try {
+    template = new Template(text);
+  } catch (error) {
+    return fail('ERR_CHECKPOINT', 'chatTemplate', `Expected a chat template in Jinja but received: ${(error as Error).message.slice(0, 200)}. Correct the checkpoint's chat template.`, { cause: error });
+  }
+  const tokens = namedTokens(config);
+  return (messages, addGenerationPrompt) => {
+    try {
+      return template.render({ ...tokens, messages, add_generation_prompt: addGenerationPrompt });
+    } catch (error) {
+      return fail('ERR_ARGUMENT', 'chatTemplate', `Expected messages that the checkpoint's chat template accepts but received: ${(error as Error).message.slice(0, 200)}`, { cause: error });
+    }
+  };
+}
+
+function defaultTemplate(list: readonly unknown[]): unknown {
+  return list.find((entry): entry is JsonObject => isObject(entry) && entry['name'] === 'default')?.['template'];
+}
+
+/** bos_token, eos_token, ... by name; older files wrap them in an object. */
+function namedTokens(config: JsonObject): Record<string, string> {
+  const tokens: Record<string, string> = {};
+  for (const name of ['bos_token', 'eos_token', 'pad_token', 'unk_token']) {
+    const value = own(config, name);
+    const content = isObject(value) ? value['content'] : value;
+    if (typeof content === 'string') tokens[name] = content;
+  }
+  return tokens;
+}

@@ -1,0 +1,158 @@
+/**
+ * Checkpoints of a training: the model in Hugging Face layout, beside it `trainer.safetensors` (first and second moments, and the f32
+ * masters of bf16 parameters) and `trainer.json`. Written to a temporary folder and renamed, so that a folder is whole or absent.
+ */
+import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
+import { abortable } from '../abort';
+import { fail } from '../errors';
+import { openCheckpoint } from '../model/checkpoint';
+import { readJson, writeJson } from '../model/files';
+import { readHeader, readTensor, writeSafetensors } from '../model/safetensors';
+import type { NativeModel, NativeParameterInfo, ParameterSlot } from '../native';
+
+/** What checkpoints need of a model; `LatentModel` has it. */
+export interface SavableModel {
+  readonly native: NativeModel;
+  /** Writes config, weights and processor files in Hugging Face layout. */
+  save(folder: string): Promise<void>;
+}
+
+export interface TrainerState {
+  /** Optimiser steps done. */
+  step: number;
+  /** Options that decide the results. */
+  settings: Record<string, unknown>;
+}
+
+const VERSION = 1;
+const PREFIX = 'checkpoint-';
+const STATE_JSON = 'trainer.json';
+const STATE_TENSORS = 'trainer.safetensors';
+
+export function checkpointName(step: number): string {
+  return `${PREFIX}${step}`;
+}
+
+/** Complete checkpoints of a folder, oldest first. */
+function checkpoints(folder: string): { step: number; path: string }[] {
+  if (!existsSync(folder)) return [];
+  return readdirSync(folder)
+    .filter((name) => /^checkpoint-\d+$/.test(name) && existsSync(join(folder, name, STATE_JSON)))
+    .map((name) => ({ step: Number(name.slice(PREFIX.length)), path: join(folder, name) }))
+    .sort((a, b) => a.step - b.step);
+}
+
+/** The checkpoint with the most steps; undefined when there is none. */
+export function latestCheckpoint(folder: string): string | undefined {
+  return checkpoints(folder).at(-1)?.path;
+}
+
+/** Removes all but the `keep` latest; 0 keeps all. */
+export function pruneCheckpoints(folder: string, keep: number): void {
+  if (keep === 0) return;
+  for (const { path } of checkpoints(folder).slice(0, -keep)) rmSync(path, { recursive: true });
+}
+
+/** Writes `folder/name`, replacing what is there only when the new one is complete. Returns its path. */
+export async function writeCheckpoint(model: SavableModel, folder: string, name: string, state: TrainerState): Promise<string> {
+  const target = join(folder, name);
+  const temporary = `${target}.tmp-${process.pid}`;
+  rmSync(temporary, { recursive: true, force: true });
+  mkdirSync(temporary, { recursive: true });
+  try {
+    await model.save(temporary);
+    await writeState(model.native, join(temporary, STATE_TENSORS));
+    await writeJson(join(temporary, STATE_JSON), { version: VERSION, ...state });
+    rmSync(target, { recursive: true, force: true });
+    renameSync(temporary, target);
+    return target;
+  } catch (error) {
+    rmSync(temporary, { recursive: true, force: true });
+    throw error;
+  }
+}
+
+/**
+ * Loads weights and optimiser state of a checkpoint and returns the number of steps done.
+ *
+ * @throws {LibError} `ERR_CHECKPOINT` when files are missing or broken, or when a setting differs that would change the results.
+ */
+export async function readTrainerState(model: SavableModel, folder: string, settings: Record<string, unknown>): Promise<number> {
+  const state = await readState(join(folder, STATE_JSON));
+  checkSettings(folder, state, JSON.parse(JSON.stringify(settings)) as Record<string, unknown>);
+  for (const { path, tensors } of (await openCheckpoint(folder)).files) await abortable(undefined, () => model.native.loadFile(path, tensors));
+  await restoreState(model.native, join(folder, STATE_TENSORS));
+  return state.step;
+}
+
+async function readState(path: string): Promise<TrainerState> {
+  const state = (await readJson(path)) as (Partial<TrainerState> & { version?: unknown }) | undefined;
+  if (typeof state !== 'object' || state === null) fail('ERR_CHECKPOINT', 'train', `Expected a trainer state at ${path} but received none; resume from a checkpoint folder of a training`);
+  if (state.version !== VERSION) fail('ERR_CHECKPOINT', 'train', `Expected ${path} to have version ${VERSION} but received ${String(state.version)}`);
+  if (!Number.isSafeInteger(state.step) || (state.step as number) < 0 || typeof state.settings !== 'object' || state.settings === null) {
+    fail('ERR_CHECKPOINT', 'train', `Expected ${path} to hold a step and settings but received other fields; resume from another checkpoint`);
+  }
+  return state as TrainerState;
+}
+
+/** Stages that have not begun may differ, so that a training can be extended. */
+function checkSettings(folder: string, state: TrainerState, settings: Record<string, unknown>): void {
+  const begun = (from: unknown): unknown => (Array.isArray(from) ? from.filter((stage) => (stage as { firstStep: number }).firstStep < state.step) : from);
+  for (const [name, value] of Object.entries(settings)) {
+    const before = begun(state.settings[name]);
+    const now = begun(value);
+    if (!isDeepStrictEqual(before, now)) {
+      fail('ERR_CHECKPOINT', 'train', `Expected ${name} as in ${folder}, ${JSON.stringify(before)}, but received ${JSON.stringify(now)}; resume with the same options or start anew`);
+    }
+  }
+}
+
+interface StateTensor {
+  /** In the file: slot and parameter. */
+  name: string;
+  parameter: string;
+  slot: ParameterSlot;
+  shape: number[];
+}
+
+function stateTensors(native: NativeModel): StateTensor[] {
+  return native.parameters().filter(({ trainable }) => trainable).flatMap((parameter) =>
+    slotsOf(parameter).map((slot) => ({ name: `${slot}.${parameter.name}`, parameter: parameter.name, slot, shape: parameter.shape })));
+}
+
+function slotsOf(parameter: NativeParameterInfo): ParameterSlot[] {
+  return parameter.dtype === 'bf16' ? ['first', 'second', 'master'] : ['first', 'second'];
+}
+
+async function writeState(native: NativeModel, path: string): Promise<void> {
+  await writeSafetensors(path, stateTensors(native).map(({ name, parameter, slot, shape }) => ({
+    name, shape, dtype: 'F32' as const, read: () => native.readParameter(parameter, slot),
+  })));
+}
+
+async function restoreState(native: NativeModel, path: string): Promise<void> {
+  const header = await readHeader(path);
+  for (const { name, parameter, slot, shape } of stateTensors(native)) {
+    const entry = header.tensors.get(name);
+    if (entry === undefined || entry.dtype !== 'F32' || String(entry.shape) !== String(shape)) {
+      const received = entry === undefined ? 'none' : `${entry.dtype} [${entry.shape.join(', ')}]`;
+      fail('ERR_CHECKPOINT', 'train', `Expected ${name} in ${path} to be F32 [${shape.join(', ')}] but received ${received}; resume with the same model and trainable parameters`);
+    }
+    const bytes = await readTensor(header, name);
+    const data = new Float32Array(entry.bytes / 4);
+    new Uint8Array(data.buffer).set(bytes);   // a copy: the buffer need not start at a multiple of 4
+    await abortable(undefined, () => native.writeParameter(parameter, slot, data));
+  }
+}
+
+/** Fresh optimiser state. */
+export async function zeroMoments({ native }: { native: NativeModel }): Promise<void> {
+  for (const { name, shape, trainable } of native.parameters()) {
+    if (!trainable) continue;
+    const zeros = new Float32Array(shape.reduce((product, side) => product * side, 1));
+    await native.writeParameter(name, 'first', zeros);
+    await native.writeParameter(name, 'second', zeros);
+  }
+}

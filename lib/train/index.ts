@@ -1,0 +1,11 @@
+export { packBatch, packPictures, runBatch, type BatchRun, type BatchTargets, type ModelView, type PackedBatch, type PackOptions, type Picture, type PromptInput, type SequenceInput } from './batch';
+export { latestCheckpoint, type SavableModel } from './checkpoint';
+export {
+  DEFAULT_STAGE_SHAPE, drawShape, mergeSteps, planStages, stageSequence,
+  type PlannedStage, type Rationale, type StagedSequence, type StageShape, type TrainingStage, type WordClass,
+} from './curriculum';
+export { learningRate, type Schedule } from './schedule';
+export {
+  DEFAULT_TRAINING, train, trainAll, type SampleContext, type StepMetrics, type TrainArguments, type TrainEvent, type TrainingData,
+  type TrainingSample, type TrainOptions,
+} from './trainer';

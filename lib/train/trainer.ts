@@ -1,0 +1,317 @@
+/** The training loop: curriculum stages, accumulation, clipping, AdamW; stops at any moment and resumes with the same bits. */
+import { abortable } from '../abort';
+import * as check from '../check';
+import { fail } from '../errors';
+import type { NativeSession } from '../native';
+import { runBatch, type ModelView, type Picture, type SequenceInput } from './batch';
+import { checkpointName, latestCheckpoint, pruneCheckpoints, readTrainerState, writeCheckpoint, zeroMoments, type SavableModel } from './checkpoint';
+import { drawShape, planStages, stageOf, stageSequence, type PlannedStage, type Rationale, type TrainingStage } from './curriculum';
+import { metricsWriter } from './metrics';
+import { sampleIndex } from './random';
+import { learningRate } from './schedule';
+
+/** One training sample in token ids. */
+export interface TrainingSample extends Rationale {
+  promptIds: ArrayLike<number>;
+  pictures: readonly Picture[];
+}
+
+/** Where in the training a sample is asked for. */
+export interface SampleContext {
+  stage: PlannedStage;
+  /** Optimiser step of the stage, from 0. */
+  stageStep: number;
+}
+
+/** Samples by index. Pure: the same index and context give the same sample, or a resumed run differs. */
+export interface TrainingData {
+  /** Number of samples; undefined: endless, read in order. */
+  size?: number;
+  at(index: number, context: SampleContext): TrainingSample;
+}
+
+export interface TrainOptions {
+  data: TrainingData;
+  stages: readonly TrainingStage[];
+  /** Sequences per pass through the model. */
+  batchSize: number;
+  /** Batches per optimiser step. */
+  accumulation: number;
+  /** Of the data order and of the curriculum's draws. */
+  seed: number;
+  beta1: number;
+  beta2: number;
+  epsilon: number;
+  weightDecay: number;
+  /** Clip the gradient to this global norm; 0 = no clipping. */
+  maxNorm: number;
+  /** 'through': the loss trains the states that latents were copied from; 'detached': it does not. */
+  latentGradient: 'through' | 'detached';
+  /** Keep only layer inputs and compute the rest again in the backward pass: less memory, about a third more time. */
+  recompute: boolean;
+  /** Backpropagate into the vision tower. */
+  trainVision: boolean;
+  /** Metrics as JSON Lines are appended here. */
+  metricsFile?: string;
+  /** Checkpoints are written below this folder as checkpoint-<step>. */
+  checkpointFolder?: string;
+  /** Also write one every so many steps; 0 = only at the end and when stopped. */
+  checkpointEvery: number;
+  /** Older checkpoints are removed; 0 = keep all. */
+  keepCheckpoints: number;
+  /** A checkpoint folder to go on from, or 'latest' of `checkpointFolder` (from the start when there is none). */
+  resume?: string;
+  /** Stops after the step at hand is given up; a checkpoint of the last complete step is written first. */
+  signal?: AbortSignal;
+}
+
+/** Defaults of the optional fields of `TrainOptions`. */
+export const DEFAULT_TRAINING = Object.freeze({
+  accumulation: 1, seed: 0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01, maxNorm: 1, latentGradient: 'through' as const,
+  recompute: false, trainVision: true, checkpointEvery: 0, keepCheckpoints: 2,
+});
+
+/** Figures of one optimiser step. */
+export interface StepMetrics {
+  /** Optimiser steps done, from 1, over all stages. */
+  step: number;
+  stage: string;
+  /** Of the stage, from 1. */
+  stageStep: number;
+  /** Mean cross entropy over the step's target tokens. */
+  loss: number;
+  targets: number;
+  /** Share of the targets that the model ranked first. */
+  accuracy: number;
+  learningRate: number;
+  /** Global norm of the gradient before clipping. */
+  gradientNorm: number;
+  samples: number;
+  /** Decoder rows of the forward pass. */
+  rows: number;
+  milliseconds: number;
+}
+
+export type TrainEvent =
+  | { type: 'start'; step: number; steps: number; resumedFrom?: string }
+  | { type: 'stage'; stage: PlannedStage }
+  | { type: 'step'; metrics: StepMetrics }
+  | { type: 'checkpoint'; folder: string; step: number };
+
+type Required_ = 'data' | 'stages' | 'batchSize';
+export type TrainArguments = Pick<TrainOptions, Required_> & Partial<Omit<TrainOptions, Required_>>;
+
+const FIELDS = ['data', 'stages', 'batchSize', 'metricsFile', 'checkpointFolder', 'resume', 'signal', ...Object.keys(DEFAULT_TRAINING)];
+
+/**
+ * Trains a model in place, one event per step. Leaving the loop or aborting the signal stops it; what was written resumes with the
+ * same bits as an uninterrupted run.
+ *
+ * @param model its trainable parameters are changed; optimiser state starts at zero unless resumed.
+ * @throws {LibError} `ERR_ARGUMENT`, `ERR_RANGE` for options; `ERR_CHECKPOINT` when `resume` does not fit; `ERR_RANGE` naming the step
+ *   when the loss or the gradient is not finite (the weights are those of the step before); `signal.reason` when aborted.
+ */
+export async function* train(model: ModelView & SavableModel, options: TrainArguments): AsyncGenerator<TrainEvent, void, void> {
+  const full = checkedOptions(options);
+  const stages = planStages(full.stages, full.batchSize * full.accumulation, full.data.size);
+  const total = stages.reduce((sum, { steps }) => sum + steps, 0);
+  const settings = settingsOf(full, stages);
+  await abortable(undefined, () => model.native.enableTraining());
+  const resumedFrom = full.resume === 'latest' ? latestCheckpoint(full.checkpointFolder as string) : full.resume;
+  let done = 0;
+  if (resumedFrom === undefined) await zeroMoments(model);
+  else done = await readTrainerState(model, resumedFrom, settings);
+  const metrics = metricsWriter(full.metricsFile, done);
+  const run: Run = { model, options: full, stages, session: openTrainingSession(model, full) };
+  let saved = resumedFrom === undefined ? -1 : done;
+  const save = async (): Promise<TrainEvent | undefined> => {
+    if (full.checkpointFolder === undefined || saved === done) return undefined;
+    const folder = await writeCheckpoint(model, full.checkpointFolder, checkpointName(done), { step: done, settings });
+    pruneCheckpoints(full.checkpointFolder, full.keepCheckpoints);
+    saved = done;
+    return { type: 'checkpoint', folder, step: done };
+  };
+  try {
+    yield { type: 'start', step: done, steps: total, ...(resumedFrom === undefined ? {} : { resumedFrom }) };
+    let next = done < total ? prepareStep(run, done) : undefined;
+    while (next !== undefined) {
+      const { stage, stageStep } = next;
+      if (stageStep === 0) {
+        if (stage.resetOptimizer && done > 0) await zeroMoments(model);
+        yield { type: 'stage', stage };
+      }
+      const running = runStep(run, next);
+      // The next step's samples are made while the native thread works on this one.
+      const following: PreparedStep | undefined = done + 1 < total ? await prepareWhile(running, () => prepareStep(run, done + 1)) : undefined;
+      const figures = await running;
+      done++;
+      metrics.write(figures);
+      yield { type: 'step', metrics: figures };
+      next = following;
+      if (full.checkpointEvery > 0 && done % full.checkpointEvery === 0 && done < total) {
+        const event = await save();
+        if (event) yield event;
+      }
+    }
+    const event = await save();
+    if (event) yield event;
+  } catch (error) {
+    if (full.signal?.aborted === true && error === full.signal.reason) await save();
+    throw error;
+  } finally {
+    run.session.dispose();
+    metrics.close();
+  }
+}
+
+/** Runs the whole training and returns the figures of its last step; events go to `onEvent`. */
+export async function trainAll(model: ModelView & SavableModel, options: TrainArguments, onEvent: (event: TrainEvent) => void = () => {}): Promise<StepMetrics | undefined> {
+  let last: StepMetrics | undefined;
+  for await (const event of train(model, options)) {
+    if (event.type === 'step') last = event.metrics;
+    onEvent(event);
+  }
+  return last;
+}
+
+type FullOptions = TrainArguments & Omit<typeof DEFAULT_TRAINING, 'latentGradient'> & Pick<TrainOptions, 'latentGradient'>;
+
+function checkedOptions(options: TrainArguments): FullOptions {
+  check.options('train', options, FIELDS);
+  const full = { ...DEFAULT_TRAINING, ...options } as FullOptions;
+  check.integer('train', 'batchSize', full.batchSize, 1);
+  check.integer('train', 'accumulation', full.accumulation, 1);
+  check.integer('train', 'seed', full.seed, 0);
+  check.number('train', 'beta1', full.beta1, 0, 1 - 1e-9);
+  check.number('train', 'beta2', full.beta2, 0, 1 - 1e-9);
+  check.number('train', 'epsilon', full.epsilon, Number.MIN_VALUE);
+  check.number('train', 'weightDecay', full.weightDecay, 0);
+  check.number('train', 'maxNorm', full.maxNorm, 0);
+  check.oneOf('train', 'latentGradient', full.latentGradient, ['through', 'detached']);
+  check.boolean('train', 'recompute', full.recompute);
+  check.boolean('train', 'trainVision', full.trainVision);
+  check.integer('train', 'checkpointEvery', full.checkpointEvery, 0);
+  check.integer('train', 'keepCheckpoints', full.keepCheckpoints, 0);
+  check.signal('train', full.signal);
+  if (typeof full.data?.at !== 'function') fail('ERR_ARGUMENT', 'train', `Expected data to have a function at but received ${check.show(full.data)}`);
+  if (full.data.size !== undefined) check.integer('train', 'data.size', full.data.size, 1);
+  if (!Array.isArray(full.stages)) fail('ERR_ARGUMENT', 'train', `Expected stages to be an array but received ${check.show(full.stages)}`);
+  if (full.checkpointFolder === undefined && (full.checkpointEvery > 0 || full.resume === 'latest')) {
+    fail('ERR_ARGUMENT', 'train', `Expected checkpointFolder together with ${full.resume === 'latest' ? 'resume: \'latest\'' : 'checkpointEvery'} but received none`);
+  }
+  return full;
+}
+
+/** What a resumed run must have in common with the run that wrote the checkpoint. */
+function settingsOf(options: FullOptions, stages: readonly PlannedStage[]): Record<string, unknown> {
+  const { batchSize, accumulation, seed, beta1, beta2, epsilon, weightDecay, maxNorm, latentGradient, trainVision, data } = options;
+  return { batchSize, accumulation, seed, beta1, beta2, epsilon, weightDecay, maxNorm, latentGradient, trainVision, dataSize: data.size ?? null, stages };
+}
+
+function openTrainingSession(model: ModelView, options: FullOptions): NativeSession {
+  return model.openSession({
+    training: true, recompute: options.recompute, detachLatents: options.latentGradient === 'detached', visionGradient: options.trainVision,
+  });
+}
+
+interface Run {
+  model: ModelView;
+  options: FullOptions;
+  stages: readonly PlannedStage[];
+  session: NativeSession;
+}
+
+interface PreparedStep {
+  step: number;
+  stage: PlannedStage;
+  stageStep: number;
+  batches: SequenceInput[][];
+  targets: number;
+}
+
+/** Samples of an optimiser step, at the curriculum stage that each is drawn at. */
+function prepareStep({ options, stages }: Run, step: number): PreparedStep {
+  const { data, batchSize, accumulation, seed } = options;
+  const stage = stageOf(stages, step) as PlannedStage;
+  const stageStep = step - stage.firstStep;
+  let targets = 0;
+  const batches = Array.from({ length: accumulation }, (_, batch) => Array.from({ length: batchSize }, (__, n): SequenceInput => {
+    const position = (step * accumulation + batch) * batchSize + n;
+    const sample = data.at(sampleIndex(seed, position, data.size), { stage, stageStep });
+    const { latents, words } = stageSequence(sample, drawShape(stage, seed, position));
+    targets += words.length;
+    return { promptIds: sample.promptIds, pictures: sample.pictures, latents, words };
+  }));
+  if (targets === 0) fail('ERR_ARGUMENT', 'train', `Expected samples with words to learn but received none in step ${step + 1}`);
+  return { step, stage, stageStep, batches, targets };
+}
+
+/** A failure of `prepare` must not leave the running step's promise without a handler. */
+async function prepareWhile<T>(running: Promise<unknown>, prepare: () => T): Promise<T> {
+  try {
+    return prepare();
+  } catch (error) {
+    await running.catch(() => {});
+    throw error;
+  }
+}
+
+async function runStep(run: Run, prepared: PreparedStep): Promise<StepMetrics> {
+  const { model, options, session, stages } = run;
+  const { stage, stageStep, step } = prepared;
+  const started = performance.now();
+  const rowsBefore = session.tokenForwards();
+  const rate = learningRate({ peak: stage.learningRate, warmupSteps: stage.warmupSteps, steps: stage.steps, finalRate: stage.finalRate }, stageStep);
+  let loss = 0;
+  let right = 0;
+  try {
+    for (const batch of prepared.batches) {
+      const figures = await runMicroBatch(run, batch, prepared);
+      loss += figures.loss;
+      right += figures.right;
+    }
+  } catch (error) {
+    await session.reset().catch(() => {});
+    await model.native.zeroGradients().catch(() => {});
+    throw error;
+  }
+  // Not cancellable: an update that stops half-way would leave weights of no step at all.
+  const { beta1, beta2, epsilon, weightDecay, maxNorm } = options;
+  const gradientNorm = await abortable(undefined, () => model.native.optimizerStep({
+    learningRate: rate, beta1, beta2, epsilon, weightDecay, maxNorm, step: step - lastReset(stages, step) + 1,
+  }));
+  await abortable(undefined, () => model.native.zeroGradients());
+  if (!Number.isFinite(gradientNorm)) {
+    fail('ERR_RANGE', 'train', `Expected a finite gradient in step ${step + 1} (stage "${stage.name}") but received norm ${gradientNorm}; lower the learning rate or clip with maxNorm`);
+  }
+  return {
+    step: step + 1, stage: stage.name, stageStep: stageStep + 1, loss: loss / prepared.targets, targets: prepared.targets,
+    accuracy: right / prepared.targets, learningRate: rate, gradientNorm, samples: prepared.batches.reduce((sum, batch) => sum + batch.length, 0),
+    rows: session.tokenForwards() - rowsBefore, milliseconds: performance.now() - started,
+  };
+}
+
+async function runMicroBatch({ model, options, session }: Run, batch: readonly SequenceInput[], { step, stage, targets: all }: PreparedStep): Promise<{ loss: number; right: number }> {
+  return abortable(options.signal, async (token) => {
+    await session.reset();
+    const { targets } = await runBatch(session, batch, model.geometry, { token });
+    if (targets.target.length === 0) return { loss: 0, right: 0 };
+    const { losses, argmax } = await session.loss({ pass: targets.pass, row: targets.row, target: targets.target, scale: 1 / all }, token);
+    let loss = 0;
+    let right = 0;
+    for (let i = 0; i < losses.length; i++) {
+      loss += losses[i] as number;
+      if (argmax[i] === targets.target[i]) right++;
+    }
+    if (!Number.isFinite(loss)) {
+      fail('ERR_RANGE', 'train', `Expected a finite loss in step ${step + 1} (stage "${stage.name}") but received ${loss}; lower the learning rate or check the weights`);
+    }
+    await session.backward(token);
+    return { loss, right };
+  });
+}
+
+/** First step of the latest stage that reset the optimiser, at or before `step`. */
+function lastReset(stages: readonly PlannedStage[], step: number): number {
+  return stages.reduce((first, stage) => (stage.resetOptimizer && stage.firstStep <= step ? stage.firstStep : first), 0);
+}

@@ -1,0 +1,12 @@
+// Row kernels of rows.cpp.
+static void widen_row(const uint16_t* from, float* to, int64_t size) {
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) store(to + i, load_bf16(from + i));
+  for (; i < size; ++i) to[i] = bf16_to_float(from[i]);
+}
+
+static void add_row(const float* from, float* to, int64_t size) {
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) store(to + i, load(to + i) + load(from + i));
+  for (; i < size; ++i) to[i] += from[i];
+}

@@ -1,0 +1,23 @@
+#pragma once
+// How an operation is cut into tiles for ThreadPool::parallel_for: by its shape alone, never by the number of threads, so that
+// partial sums per tile are the same for any pool. One tile runs on the calling thread without waking the others.
+#include <algorithm>
+#include <cstdint>
+
+namespace plumbline {
+
+// 32 Ki floats per tile and stream: about 10 us of memory traffic, against 5 us to wake a sleeping thread.
+constexpr int64_t kTileFloats = 1 << 15;
+
+struct Tiles {
+  int64_t total, size, count;
+  Tiles(int64_t items, int64_t items_per_tile)
+      : total(items), size(std::max<int64_t>(items_per_tile, 1)), count((items + size - 1) / size) {}
+  int64_t begin(int64_t tile) const { return tile * size; }
+  int64_t end(int64_t tile) const { return std::min(total, (tile + 1) * size); }
+};
+
+inline Tiles tile_elements(int64_t size) { return Tiles(size, kTileFloats); }
+inline Tiles tile_rows(int64_t rows, int64_t row_floats) { return Tiles(rows, kTileFloats / std::max<int64_t>(row_floats, 1)); }
+
+}  // namespace plumbline

@@ -1,0 +1,84 @@
+// Exports only. The surface is typed in lib/native.ts.
+#include "bind_model.h"
+#include "bind_ops.h"
+#include "bind_session.h"
+
+namespace plumbline {
+namespace {
+
+constexpr int64_t kMaxThreads = 1024;
+
+const char* isa_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline"; }
+
+Napi::Value build_info(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const auto environment = Environment::of(info.Env());
+    Napi::Array backends = Napi::Array::New(info.Env(), 1);
+    backends.Set(uint32_t{0}, "cpu");
+    Napi::Object result = Napi::Object::New(info.Env());
+    result.Set("version", PLUMBLINE_VERSION);
+    result.Set("backends", backends);
+    result.Set("gemm", CpuBackend::gemm_name());
+    result.Set("isa", isa_name(environment->isa()));
+    result.Set("threads", environment->threads());
+    result.Set("compiler", __VERSION__);
+    return result;
+  });
+}
+
+void set_threads(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] { Environment::of(info.Env())->set_threads(static_cast<int32_t>(Argument("setThreads", "count", info[0]).integer(1, kMaxThreads))); });
+}
+
+void set_gemm(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] {
+    constexpr GemmKind kinds[] = {GemmKind::automatic, GemmKind::onednn, GemmKind::portable};
+    Environment::of(info.Env())->set_gemm(kinds[Argument("setGemm", "kind", info[0]).choice({"auto", "onednn", "portable"})]);
+  });
+}
+
+void set_isa(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] {
+    const Isa isas[] = {best_isa(), Isa::baseline, Isa::avx2, Isa::avx512};
+    Environment::of(info.Env())->set_isa(isas[Argument("setIsa", "isa", info[0]).choice({"auto", "baseline", "avx2", "avx512"})]);
+  });
+}
+
+Napi::Value live_objects(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const LiveObjects& live = Environment::of(info.Env())->live;
+    Napi::Object result = Napi::Object::New(info.Env());
+    result.Set("models", static_cast<double>(live.models));
+    result.Set("sessions", static_cast<double>(live.sessions));
+    result.Set("bytes", static_cast<double>(live.bytes));
+    return result;
+  });
+}
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  Environment::install(env);
+  Napi::Object ops = Napi::Object::New(env);
+  export_norm_ops(env, ops);
+  export_activation_ops(env, ops);
+  export_attention_ops(env, ops);
+  export_linear_ops(env, ops);
+  export_image_ops(env, ops);
+  exports.Set("CancelToken", CancelToken::define(env));
+  exports.Set("Model", ModelBinding::define(env));
+  exports.Set("Session", SessionBinding::define(env));
+  exports.Set("ops", ops);
+  exports.Set("buildInfo", Napi::Function::New<build_info>(env, "buildInfo"));
+  exports.Set("setThreads", Napi::Function::New<set_threads>(env, "setThreads"));
+  exports.Set("setGemm", Napi::Function::New<set_gemm>(env, "setGemm"));
+  exports.Set("setIsa", Napi::Function::New<set_isa>(env, "setIsa"));
+  exports.Set("liveObjects", Napi::Function::New<live_objects>(env, "liveObjects"));
+  exports.Set("bench", Napi::Function::New<bench>(env, "bench"));
+  return exports;
+}
+
+}  // namespace
+}  // namespace plumbline
+
+static Napi::Object init_addon(Napi::Env env, Napi::Object exports) { return plumbline::init(env, exports); }
+
+NODE_API_MODULE(plumbline, init_addon)

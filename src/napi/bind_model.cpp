@@ -1,0 +1,246 @@
+#include "bind_model.h"
+
+#include <cmath>
+
+#include "cancel_token.h"
+#include "checkpoint_file.h"
+#include "read_spec.h"
+#include "reply.h"
+
+namespace plumbline {
+namespace {
+
+constexpr napi_type_tag kModelTag{0x2f7be61c94d04a85, 0xb3e05d1877c96f42};
+constexpr Slot kSlots[] = {Slot::value, Slot::gradient, Slot::first, Slot::second, Slot::master};
+constexpr int64_t kMaxStep = int64_t{1} << 40;
+
+Slot read_slot(const Argument& argument) { return kSlots[argument.choice({"value", "gradient", "first", "second", "master"})]; }
+
+}  // namespace
+
+Napi::Function ModelBinding::define(Napi::Env env) {
+  return DefineClass(env, "Model",
+                     {InstanceMethod<&ModelBinding::parameters>("parameters"), InstanceMethod<&ModelBinding::bytes>("bytes"),
+                      InstanceMethod<&ModelBinding::set_trainable>("setTrainable"), InstanceMethod<&ModelBinding::load_file>("loadFile"),
+                      InstanceMethod<&ModelBinding::read_parameter>("readParameter"), InstanceMethod<&ModelBinding::read_parameter_bf16>("readParameterBf16"),
+                      InstanceMethod<&ModelBinding::write_parameter>("writeParameter"), InstanceMethod<&ModelBinding::initialize>("initialize"),
+                      InstanceMethod<&ModelBinding::enable_training>("enableTraining"), InstanceMethod<&ModelBinding::zero_gradients>("zeroGradients"),
+                      InstanceMethod<&ModelBinding::optimizer_step>("optimizerStep"), InstanceMethod<&ModelBinding::gradient_norm>("gradientNorm"),
+                      InstanceMethod<&ModelBinding::dispose>("dispose")});
+}
+
+ModelBinding::ModelBinding(const Napi::CallbackInfo& info) : ObjectWrap(info), environment_(Environment::of(info.Env())) {
+  guarded(info.Env(), [&] {
+    const ModelSpec spec = read_model_spec(Argument("Model", "spec", info[0]));
+    model_ = std::make_shared<Model>(environment_->backend(), spec);
+    for (const Parameter& p : model_->parameters.all()) infos_.push_back({p.name, p.shape, p.dtype == DType::bf16, p.trainable, p.size});
+    account_->now = static_cast<int64_t>(model_->parameters.bytes());
+    info.This().As<Napi::Object>().TypeTag(&kModelTag);
+    environment_->live.models += 1;
+    environment_->tell(info.Env(), *account_);
+  });
+}
+
+ModelBinding::~ModelBinding() { release(Env()); }
+
+void ModelBinding::release(Napi::Env env) {
+  if (!model_) return;
+  environment_->live.models -= 1;
+  environment_->close(env, *account_);
+  environment_->post([model = std::move(model_)] {});  // freed after the jobs that use it, off this thread
+  model_ = nullptr;
+}
+
+std::shared_ptr<Model> ModelBinding::read(const Argument& argument) {
+  if (!argument.value().IsObject() || !argument.value().As<Napi::Object>().CheckTypeTag(&kModelTag)) argument.reject("ERR_ARGUMENT", "a Model");
+  return Unwrap(argument.value().As<Napi::Object>())->living(argument.op());
+}
+
+const std::shared_ptr<Model>& ModelBinding::living(const char* op) const {
+  require(model_ != nullptr, "ERR_DISPOSED", std::string("[") + op + "] Expected a living Model but received one that is disposed");
+  return model_;
+}
+
+ModelBinding::Info& ModelBinding::info_of(const Argument& argument) {
+  const std::string name = argument.string();
+  for (Info& info : infos_)
+    if (info.name == name) return info;
+  argument.reject("ERR_ARGUMENT", "the name of a parameter");
+}
+
+Napi::Value ModelBinding::submit(Napi::Env env, const char* op, std::shared_ptr<CancelFlag> cancel, ModelWork work) {
+  return environment_->submit(env, std::move(cancel), account_, [model = living(op), account = account_, work = std::move(work)](CpuBackend&, const CancelFlag& flag) {
+    struct Recount {  // also after a failure
+      Model& model;
+      Account& account;
+      ~Recount() { account.now = static_cast<int64_t>(model.parameters.bytes()); }
+    } recount{*model, *account};
+    return work(*model, flag);
+  });
+}
+
+Napi::Value ModelBinding::parameters(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    living("parameters");
+    Napi::Array list = Napi::Array::New(info.Env(), infos_.size());
+    for (uint32_t i = 0; i < infos_.size(); ++i) {
+      Napi::Object item = Napi::Object::New(info.Env());
+      Napi::Array shape = Napi::Array::New(info.Env(), infos_[i].shape.size());
+      for (uint32_t axis = 0; axis < infos_[i].shape.size(); ++axis) shape.Set(axis, static_cast<double>(infos_[i].shape[axis]));
+      item.Set("name", infos_[i].name);
+      item.Set("shape", shape);
+      item.Set("dtype", infos_[i].is_bf16 ? "bf16" : "f32");
+      item.Set("trainable", infos_[i].trainable);
+      list.Set(i, item);
+    }
+    return list;
+  });
+}
+
+Napi::Value ModelBinding::bytes(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    living("bytes");
+    return Napi::Number::New(info.Env(), static_cast<double>(account_->now.load()));
+  });
+}
+
+void ModelBinding::set_trainable(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] {
+    const Arguments arguments("setTrainable", info);
+    const std::shared_ptr<Model> model = living("setTrainable");
+    Info& parameter = info_of(arguments.at(0, "name"));
+    const bool trainable = arguments.at(1, "trainable").boolean();
+    parameter.trainable = trainable;
+    environment_->post([model, name = parameter.name, trainable] { model->parameters.set_trainable(name, trainable); });
+  });
+}
+
+Napi::Value ModelBinding::load_file(const Napi::CallbackInfo& info) {
+  return promised(info.Env(), [&] {
+    const Arguments arguments("loadFile", info);
+    living("loadFile");
+    const std::string path = arguments.at(0, "path").string();
+    std::vector<FileTensor> tensors;
+    for (const Argument& item : arguments.at(1, "tensors").elements(1u << 20)) {
+      FileTensor tensor;
+      const Info& parameter = info_of(item.field("name"));
+      constexpr const char* kinds[] = {"F32", "F16", "BF16"};
+      const size_t kind = item.field("dtype").choice({"F32", "F16", "BF16"});
+      tensor.name = parameter.name;
+      tensor.kind = kinds[kind];
+      tensor.offset = item.field("offset").integer(0, kMaxSafeInteger);
+      const int64_t bytes = parameter.size * (kind == 0 ? 4 : 2);
+      tensor.bytes = item.field("bytes").integer(0, kMaxSafeInteger);
+      require(tensor.bytes == bytes, "ERR_CHECKPOINT",
+              "[loadFile] Expected '" + tensor.name + "' to have " + std::to_string(bytes) + " bytes but received " + std::to_string(tensor.bytes));
+      tensors.push_back(std::move(tensor));
+    }
+    const auto token = read_token(arguments.at(2, "token"));
+    return submit(info.Env(), "loadFile", token, [path, tensors = std::move(tensors)](Model& model, const CancelFlag& flag) {
+      load_tensors(path, tensors, model.parameters, flag);
+      return reply_nothing();
+    });
+  });
+}
+
+Napi::Value ModelBinding::read_parameter(const Napi::CallbackInfo& info) {
+  return promised(info.Env(), [&] {
+    const Arguments arguments("readParameter", info);
+    living("readParameter");
+    const std::string name = info_of(arguments.at(0, "name")).name;
+    const Slot slot = read_slot(arguments.at(1, "slot"));
+    return submit(info.Env(), "readParameter", nullptr, [name, slot](Model& model, const CancelFlag&) {
+      const Parameter& parameter = model.parameters.find(name);
+      std::vector<float> values(static_cast<size_t>(parameter.size));
+      model.parameters.read(parameter, slot, values.data());
+      return reply_array(std::move(values));
+    });
+  });
+}
+
+Napi::Value ModelBinding::read_parameter_bf16(const Napi::CallbackInfo& info) {
+  return promised(info.Env(), [&] {
+    living("readParameterBf16");
+    const std::string name = info_of(Argument("readParameterBf16", "name", info[0])).name;
+    return submit(info.Env(), "readParameterBf16", nullptr, [name](Model& model, const CancelFlag&) {
+      const Parameter& parameter = model.parameters.find(name);
+      std::vector<uint16_t> values(static_cast<size_t>(parameter.size));
+      model.parameters.read_raw_bf16(parameter, values.data());
+      return reply_array(std::move(values));
+    });
+  });
+}
+
+Napi::Value ModelBinding::write_parameter(const Napi::CallbackInfo& info) {
+  return promised(info.Env(), [&] {
+    const Arguments arguments("writeParameter", info);
+    living("writeParameter");
+    const Info& parameter = info_of(arguments.at(0, "name"));
+    const Slot slot = read_slot(arguments.at(1, "slot"));
+    std::vector<float> values = arguments.at(2, "data").f32(parameter.size);
+    return submit(info.Env(), "writeParameter", nullptr, [name = parameter.name, slot, values = std::move(values)](Model& model, const CancelFlag&) {
+      model.parameters.write(model.parameters.find(name), slot, values.data());
+      return reply_nothing();
+    });
+  });
+}
+
+Napi::Value ModelBinding::initialize(const Napi::CallbackInfo& info) {
+  return promised(info.Env(), [&] {
+    const Arguments arguments("initialize", info);
+    living("initialize");
+    const std::string name = info_of(arguments.at(0, "name")).name;
+    const char* kind = arguments.at(1, "kind").choice({"normal", "constant"}) == 0 ? "normal" : "constant";
+    const float scale = static_cast<float>(arguments.at(2, "scale").number(-1e30, 1e30));
+    const uint64_t seed = static_cast<uint64_t>(arguments.at(3, "seed").integer(0, kMaxSafeInteger));
+    return submit(info.Env(), "initialize", nullptr, [name, kind, scale, seed](Model& model, const CancelFlag&) {
+      model.parameters.initialize(model.parameters.find(name), kind, scale, seed);
+      return reply_nothing();
+    });
+  });
+}
+
+Napi::Value ModelBinding::enable_training(const Napi::CallbackInfo& info) {
+  return promised(info.Env(), [&] {
+    return submit(info.Env(), "enableTraining", nullptr, [](Model& model, const CancelFlag&) {
+      model.parameters.enable_training();
+      return reply_nothing();
+    });
+  });
+}
+
+Napi::Value ModelBinding::zero_gradients(const Napi::CallbackInfo& info) {
+  return promised(info.Env(), [&] {
+    return submit(info.Env(), "zeroGradients", nullptr, [](Model& model, const CancelFlag&) {
+      model.parameters.zero_gradients();
+      return reply_nothing();
+    });
+  });
+}
+
+Napi::Value ModelBinding::optimizer_step(const Napi::CallbackInfo& info) {
+  return promised(info.Env(), [&] {
+    const Arguments arguments("optimizerStep", info);
+    const Argument from = arguments.at(0, "options");
+    living("optimizerStep");
+    OptimizerOptions options{};
+    options.learning_rate = static_cast<decltype(options.learning_rate)>(from.field("learningRate").number(0, 1e6));
+    options.beta1 = static_cast<decltype(options.beta1)>(from.field("beta1").number(0, 1));
+    options.beta2 = static_cast<decltype(options.beta2)>(from.field("beta2").number(0, 1));
+    options.epsilon = static_cast<decltype(options.epsilon)>(from.field("epsilon").number(0, 1e6));
+    options.weight_decay = static_cast<decltype(options.weight_decay)>(from.field("weightDecay").number(0, 1e6));
+    options.max_norm = static_cast<decltype(options.max_norm)>(from.field("maxNorm").number(0, 1e30));
+    options.step = from.field("step").integer(1, kMaxStep);
+    const auto token = read_token(arguments.at(1, "token"));
+    return submit(info.Env(), "optimizerStep", token,
+                  [options](Model& model, const CancelFlag&) { return reply_number(model.parameters.step(options)); });
+  });
+}
+
+Napi::Value ModelBinding::gradient_norm(const Napi::CallbackInfo& info) {
+  return promised(info.Env(), [&] {
+    return submit(info.Env(), "gradientNorm", nullptr, [](Model& model, const CancelFlag&) { return reply_number(model.parameters.gradient_norm()); });
+  });
+}
+
+}  // namespace plumbline

@@ -1,0 +1,34 @@
+#pragma once
+// `ops` of lib/native.ts: Backend methods on copied typed arrays. One bind_ file per family.
+#include <napi.h>
+
+#include "args.h"
+#include "cancel_token.h"
+#include "environment.h"
+#include "reply.h"
+
+namespace plumbline {
+
+void export_norm_ops(Napi::Env env, Napi::Object ops);
+void export_activation_ops(Napi::Env env, Napi::Object ops);
+void export_attention_ops(Napi::Env env, Napi::Object ops);
+void export_linear_ops(Napi::Env env, Napi::Object ops);
+void export_image_ops(Napi::Env env, Napi::Object ops);
+Napi::Value bench(const Napi::CallbackInfo& info);
+
+inline Napi::Value submit_op(const Napi::CallbackInfo& info, const Argument& token, DeviceWork work) {
+  return Environment::of(info.Env())->submit(info.Env(), read_token(token), nullptr, std::move(work));
+}
+
+// Rows of `columns` elements in `elements`; ERR_SHAPE when they do not divide.
+inline int64_t rows_of(const char* op, const char* name, size_t elements, int64_t columns) {
+  require(columns > 0 && static_cast<int64_t>(elements) % columns == 0, "ERR_SHAPE",
+          std::string("[") + op + "] Expected " + name + " to be rows of " + std::to_string(columns) + " but received " + std::to_string(elements) + " elements");
+  return static_cast<int64_t>(elements) / columns;
+}
+
+inline size_t count(int64_t value) { return static_cast<size_t>(value); }
+
+inline int64_t size_of(const std::vector<float>& values) { return static_cast<int64_t>(values.size()); }
+
+}  // namespace plumbline

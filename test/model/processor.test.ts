@@ -1,0 +1,150 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { readCompanions, type CompanionFiles } from '../../lib/model/checkpoint';
+import { newConfig } from '../../lib/model/config';
+import { parseImageSettings } from '../../lib/model/imageSettings';
+import { makeProcessor, type Message, type Processor } from '../../lib/model/processor';
+import { makeChatTemplate, makeTokenizer, type TemplateMessage } from '../../lib/model/tokenizer';
+import { textStream } from '../../lib/decode/text';
+
+const FOLDER = join(__dirname, '../fixtures/tokenizer');
+interface Expected {
+  texts: { text: string; ids: number[]; decoded: string }[];
+  chats: { messages: TemplateMessage[]; addGenerationPrompt: boolean; text: string; ids: number[] }[];
+}
+const expected = JSON.parse(readFileSync(join(FOLDER, 'expected.json'), 'utf8')) as Expected;
+const config = newConfig({
+  text: { hidden: 16, layers: 1, heads: 2, kvHeads: 1, intermediate: 16, vocab: 320, mropeSection: [2, 1, 1] },
+  vision: { depth: 1, width: 8, heads: 1, mlpWidth: 8 },
+  tokens: { image: 303, video: 304, visionStart: 301, visionEnd: 302, eos: 300, pad: 305 },
+});
+const images = parseImageSettings({ min_pixels: 784, max_pixels: 31360 }, config.vision);
+let companions: CompanionFiles;
+let processor: Processor;
+beforeAll(async () => {
+  companions = await readCompanions(FOLDER);
+  processor = makeProcessor(config, images, companions);
+});
+
+function without(...names: string[]): CompanionFiles {
+  return new Map([...companions].filter(([name]) => !names.includes(name)));
+}
+
+const picture = (width: number, height: number): { type: 'image'; image: { data: Uint8Array; width: number; height: number; channels: 3 } } =>
+  ({ type: 'image', image: { data: new Uint8Array(3 * width * height).fill(width), width, height, channels: 3 } });
+
+describe('tokenizer', () => {
+  test.each(expected.texts.map((entry) => [entry.text, entry] as const))('%j as in Python', (_, { text, ids, decoded }) => {
+    const tokenizer = makeTokenizer(companions)!;
+    expect(tokenizer.encode(text)).toEqual(ids);
+    expect(tokenizer.decode(ids)).toBe(decoded);
+  });
+
+  test.each(expected.texts.map((entry) => [entry.text, entry] as const))('%j streams to the same text', (_, { ids, decoded }) => {
+    const stream = textStream(processor.decode, []);
+    const pieces = ids.map((id) => stream.push(id).text);
+    for (const piece of pieces) expect(piece).not.toContain('\uFFFD');
+    expect(pieces.join('') + stream.flush()).toBe(decoded);
+  });
+
+  test('ids that the tokenizer does not know leave no text', () => {
+    expect(processor.decode([71, 315, 72, 300, 4_000_000])).toBe('hi');
+    expect(processor.decode([])).toBe('');
+  });
+
+  test.each<[string, string, string]>([
+    ['tokenizer.json', '{"model":{}}', 'a tokenizer.json that can be read'], ['tokenizer.json', '[]', 'an object in tokenizer.json'],
+    ['tokenizer.json', '{', 'JSON in tokenizer.json'], ['tokenizer_config.json', '{"chat_template":"{% if %}"}', 'a chat template in Jinja'],
+    ['tokenizer_config.json', '{"chat_template":5}', 'chat_template to be a string'],
+  ])('a broken %s is ERR_CHECKPOINT: %s', (name, text, message) => {
+    const broken = new Map(companions).set(name, text);
+    expect(() => makeProcessor(config, images, broken)).toThrow(expect.objectContaining({ code: 'ERR_CHECKPOINT', message: expect.stringContaining(message) as string }));
+  });
+});
+
+describe('chat template', () => {
+  test.each(expected.chats)('chat %# as in Python', ({ messages, addGenerationPrompt, text, ids }) => {
+    expect(makeChatTemplate(companions)!(messages, addGenerationPrompt)).toBe(text);
+    expect(processor.tokenizer!.encode(text)).toEqual(ids);
+  });
+
+  test('the processor\'s own template wins, a list gives its default', () => {
+    const own = new Map(companions).set('chat_template.json', '{"chat_template":"own {{ eos_token }}"}');
+    expect(makeChatTemplate(own)!([], false)).toBe('own <|im_end|>');
+    expect(makeChatTemplate(new Map(own).set('chat_template.jinja', 'file'))!([], false)).toBe('file');
+    const config = { chat_template: [{ name: 'tools', template: 'no' }, { name: 'default', template: 'yes' }] };
+    expect(makeChatTemplate(new Map([['tokenizer_config.json', JSON.stringify(config)]]))!([], false)).toBe('yes');
+  });
+
+  test('what the template refuses is ERR_ARGUMENT', () => {
+    const strict = new Map([['chat_template.jinja', "{{ raise_exception('roles must alternate') }}"]]);
+    expect(() => makeChatTemplate(strict)!([], true)).toThrow(expect.objectContaining({ code: 'ERR_ARGUMENT', message: expect.stringContaining('roles must alternate') as string }));
+  });
+});
+
+describe('encode', () => {
+  test('each picture becomes as many tokens as it has merged patches, in order', async () => {
+    const messages: Message[] = [{ role: 'user', content: [picture(56, 84), { type: 'text', text: 'and' }, picture(28, 28)] }];
+    const { promptIds, pictures, positions, delta } = await processor.encode(messages);
+    const text = makeChatTemplate(companions)!([{ role: 'user', content: [{ type: 'image' }, { type: 'text', text: 'and' }, { type: 'image' }] }], true);
+    const plain = processor.tokenizer!.encode(text);
+    const want = plain.flatMap((id, at) => Array<number>(id !== 303 ? 1 : plain.indexOf(303) === at ? 6 : 1).fill(id));
+    expect([...promptIds]).toEqual(want);
+    expect(pictures.map(({ frames, height, width, pixels }) => [frames, height, width, pixels.length])).toEqual([[1, 84, 56, 14112], [1, 28, 28, 2352]]);
+    expect(positions.length).toBe(3 * promptIds.length);
+    // Six rows of a 3x2 picture advance by 3, the others by 1.
+    expect(delta).toBe(-3);
+  });
+
+  test('without a generation prompt the text ends with the last message', async () => {
+    const { promptIds } = await processor.encode([{ role: 'user', content: 'hi' }], { addGenerationPrompt: false });
+    expect([...promptIds.slice(-2)]).toEqual([300, 198]);
+  });
+
+  test.each<[string, unknown, string, string]>([
+    ['no messages', [], 'ERR_ARGUMENT', '[encode] Expected messages to be a list of at least one message but received Array(0)'],
+    ['text', 'hi', 'ERR_ARGUMENT', '[encode] Expected messages to be a list of at least one message but received "hi"'],
+    ['null', [null], 'ERR_ARGUMENT', '[encode] Expected message 0 to be an object with role and content but received null'],
+    ['a role', [{ role: 'uesr', content: '' }], 'ERR_ARGUMENT', "[encode] Expected role of message 0 to be one of 'system', 'user', 'assistant' but received \"uesr\"; did you mean 'user'?"],
+    ['a key', [{ role: 'user', contents: '' }], 'ERR_ARGUMENT', "[encode] Expected options among role, content, name but received 'contents'; did you mean 'content'?"],
+    ['content', [{ role: 'user', content: 5 }], 'ERR_ARGUMENT', '[encode] Expected content of message 0 to be a string or a list of parts but received 5'],
+    ['a part', [{ role: 'user', content: [{ type: 'audio' }] }], 'ERR_ARGUMENT', "[encode] Expected type of part 0 of message 0 to be one of 'text', 'image', 'image_url' but received \"audio\""],
+    ['no text', [{ role: 'user', content: [{ type: 'text' }] }], 'ERR_ARGUMENT', '[encode] Expected text of part 0 of message 0 to be a string but received undefined'],
+    ['a path as URL', [{ role: 'user', content: [{ type: 'image_url', image_url: { url: '/etc/passwd' } }] }], 'ERR_ARGUMENT',
+      "[encode] Expected image_url of part 0 of message 0 to be a data URL but received \"/etc/passwd\". Files and bytes go into { type: 'image', image }; nothing is fetched from the network."],
+    ['an image token in the text', [{ role: 'user', content: 'a<|image_pad|>b' }], 'ERR_ARGUMENT',
+      '[encode] Expected one <|image_pad|> per picture = 0 in the rendered messages but received 1. The text of a message must not hold that token, and the chat template must place one per image.'],
+    ['a broken picture', [{ role: 'user', content: [{ type: 'image_url', image_url: 'data:image/png;base64,AAAA' }] }], 'ERR_IMAGE', ''],
+  ])('%s is refused', async (_, messages, code, message) => {
+    const error: unknown = await processor.encode(messages as Message[]).then(() => undefined, (reason: unknown) => reason);
+    expect(error).toMatchObject({ name: 'LibError', code });
+    if (message !== '') expect((error as Error).message).toBe(message);
+  });
+
+  test.each<[object, string]>([[{ maxPixel: 1 }, 'ERR_ARGUMENT'], [{ maxPixels: 0 }, 'ERR_RANGE'], [{ minPixels: 9, maxPixels: 8 }, 'ERR_RANGE'], [{ signal: 5 }, 'ERR_ARGUMENT']])('options %j are refused', async (options, code) => {
+    await expect(processor.encode([{ role: 'user', content: [picture(28, 28)] }], options)).rejects.toMatchObject({ code });
+  });
+
+  test('without tokenizer or template messages are ERR_UNSUPPORTED, pictures work', async () => {
+    const bare = makeProcessor(config, images, new Map());
+    await expect(bare.encode([{ role: 'user', content: 'hi' }])).rejects.toMatchObject({ code: 'ERR_UNSUPPORTED', message: '[encode] Expected a checkpoint with tokenizer.json for messages but received one without. Add the file, or give promptIds.' });
+    expect(() => bare.decode([1])).toThrow(expect.objectContaining({ code: 'ERR_UNSUPPORTED' }));
+    expect((await bare.preparePicture(picture(28, 56).image)).height).toBe(56);
+    const mute = makeProcessor(config, images, without('tokenizer_config.json'));
+    await expect(mute.encode([{ role: 'user', content: 'hi' }])).rejects.toMatchObject({ code: 'ERR_UNSUPPORTED', message: expect.stringContaining('chat template') as string });
+  });
+
+  test('a tokenizer of another model is ERR_CHECKPOINT', () => {
+    const other = { ...config, tokens: { ...config.tokens, image: 299 } };
+    expect(() => makeProcessor(other, images, companions)).toThrow(expect.objectContaining({
+      code: 'ERR_CHECKPOINT', message: expect.stringContaining('Expected <|image_pad|> to be token 299, as image_token_id in config.json says, but received 303') as string,
+    }));
+  });
+});
+
+test('pictures are brought within the bounds of the checkpoint, or of the call', async () => {
+  const { image } = picture(300, 300);
+  expect(await processor.preparePicture(image)).toMatchObject({ height: 168, width: 168 });
+  expect(await processor.preparePicture(image, { maxPixels: 7000 })).toMatchObject({ height: 56, width: 56 });
+  expect(await processor.preparePicture(image, { minPixels: 100_000, maxPixels: 200_000 })).toMatchObject({ height: 336, width: 336 });
+});

@@ -1,0 +1,27 @@
+import { join } from 'node:path';
+import { runDirectory, type FileResult } from './run';
+
+const FIXTURES = join(__dirname, '..', 'fixtures');
+
+describe('parity with the float64 oracle (test/fixtures)', () => {
+  let results: Map<string, FileResult>;
+  beforeAll(async () => {
+    results = new Map((await runDirectory(FIXTURES, () => undefined)).map((result) => [result.file, result]));
+  }, 120_000);
+
+  test.each([
+    'ops/norm', 'ops/activation', 'ops/mrope', 'ops/attention', 'ops/cross_entropy', 'ops/resize', 'tiny-qwen2/positions', 'tiny-qwen2/generate',
+    'tiny-qwen2/plain', 'tiny-qwen2/latents', 'tiny-qwen2/latents_detached', 'tiny-qwen2/latents_last_stage',
+  ])('%s', (file) => {
+    const result = results.get(file);
+    expect(result?.failures).toEqual([]);
+    expect(result?.status).toBe('passed');
+    expect(result?.worst).toBeLessThanOrEqual(1);
+    expect(result?.worst).toBeGreaterThan(file === 'ops/resize' || file.endsWith('positions') ? -1 : 0); // floats never agree exactly: something was computed
+  });
+
+  test('every file of the manifest ran', () => {
+    expect([...results.values()].filter(({ status }) => status !== 'passed')).toEqual([]);
+    expect([...results.values()].reduce((sum, { tensors }) => sum + tensors, 0)).toBeGreaterThan(400);
+  });
+});

@@ -1,0 +1,134 @@
+/** Runs every golden file of a directory that this version supports. Used by `npm run parity` and by test/parity/parity.test.ts. */
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { codeOf } from '../../lib/errors';
+import { parseConfig, toNativeSpec } from '../../lib/model/config';
+import { parseImageSettings } from '../../lib/model/imageSettings';
+import { LatentModel } from '../../lib/model/latentModel';
+import { native } from '../../lib/native';
+import { runCase } from './cases';
+import { Golden, readManifest, Report, type Manifest } from './goldens';
+import { hasCheckpoint, runAdamW, runGenerate, runPositions, runPreprocess, runVision } from './model';
+import { OP_RUNNERS } from './ops';
+
+export interface FileResult {
+  file: string;
+  status: 'passed' | 'failed' | 'unsupported';
+  /** Tensors compared, and the worst error as a share of the tolerance with its tensor. */
+  tensors: number;
+  worst: number;
+  worstTensor: string;
+  failures: string[];
+  /** Expected tensors left out, by name (runs of numbers folded), or why the whole file was. */
+  unsupported: string[];
+}
+
+/** s0.run3.last_row, s1.run0.last_row … are one entry. */
+function foldNames(names: readonly string[]): string[] {
+  return [...new Set(names.map((name) => name.replace(/\d+/g, '*')))];
+}
+
+function resultOf(file: string, report: Report, reason: string | undefined): FileResult {
+  if (reason !== undefined) return { file, status: 'unsupported', tensors: 0, worst: 0, worstTensor: '', failures: [], unsupported: [reason] };
+  const worst = report.compared.reduce((most, next) => (next.share > most.share ? next : most), { name: '', share: 0 });
+  const failures = report.compared.filter(({ share }) => !(share <= 1)).map(({ name, share }) => `${name}: ${share.toPrecision(3)} of the tolerance`);
+  failures.push(...report.leftOver().map((name) => `${name}: neither compared nor named as unsupported`));
+  return {
+    file, status: failures.length > 0 ? 'failed' : report.compared.length > 0 ? 'passed' : 'unsupported', tensors: report.compared.length,
+    worst: worst.share, worstTensor: worst.name, failures, unsupported: foldNames(report.unsupported),
+  };
+}
+
+type RunFile = (name: string, report: Report) => Promise<string | undefined>;
+
+async function runVariantFiles(directory: string, variant: string, manifest: Manifest, run: RunFile, onResult: (result: FileResult) => void): Promise<void> {
+  for (const [name, entry] of Object.entries(manifest.variants[variant]?.files ?? {})) {
+    // operations lie beside the manifest, models' files in a folder of the variant's name
+    const path = join(directory, variant === 'ops' ? '' : variant, entry.file);
+    const report = new Report(new Golden(entry, path));
+    let reason: string | undefined;
+    try {
+      reason = await run(name, report);
+    } catch (error) {
+      onResult({ file: `${variant}/${name}`.replace('ops/ops/', 'ops/'), status: 'failed', tensors: 0, worst: Infinity, worstTensor: '', failures: [String((error as Error).stack ?? error)], unsupported: [] });
+      continue;
+    }
+    onResult(resultOf(variant === 'ops' ? name : `${variant}/${name}`, report, reason));
+  }
+}
+
+const NOT_YET: Readonly<Record<string, string>> = Object.freeze({ profile: 'gradient dynamics', probes: 'probes' });
+
+async function runModelFile(name: string, report: Report, model: LatentModel, goldenOf: (file: string) => Golden, checkpoint: string): Promise<string | undefined> {
+  const addon = native();
+  switch (name) {
+    case 'preprocess': await runPreprocess(report, addon); return undefined;
+    case 'vision': await runVision(report, addon, model); return undefined;
+    case 'positions': runPositions(report, model); return undefined;
+    case 'generate': await runGenerate(report, model); return undefined;
+    case 'adamw': {
+      const spec = toNativeSpec(model.config, parseImageSettings(undefined, model.config.vision), 'f32');
+      await runAdamW(report, addon, spec, checkpoint, goldenOf('default_a'));
+      return undefined;
+    }
+    default: {
+      const { layers, hidden } = model.config.text;
+      return NOT_YET[name] ?? runCase(report, model, layers, hidden);
+    }
+  }
+}
+
+/** Runs all files of a golden directory; `onResult` hears of each as it ends. */
+export async function runDirectory(directory: string, onResult: (result: FileResult) => void): Promise<FileResult[]> {
+  const manifest = readManifest(directory);
+  const results: FileResult[] = [];
+  const keep = (result: FileResult): void => { results.push(result); onResult(result); };
+  for (const variant of Object.keys(manifest.variants)) {
+    if (variant === 'ops') {
+      await runVariantFiles(directory, variant, manifest, async (name, report) => {
+        const runner = OP_RUNNERS[name];
+        if (runner === undefined) return 'operation';
+        await runner(native().ops, report);
+        return undefined;
+      }, keep);
+      continue;
+    }
+    const checkpoint = join(directory, variant, 'checkpoint');
+    if (!hasCheckpoint(checkpoint)) throw new Error(`${checkpoint} has no config.json`);
+    const unsupported = unsupportedKind(checkpoint);
+    if (unsupported !== undefined) {
+      await runVariantFiles(directory, variant, manifest, async (name, report) => {
+        if (name !== 'preprocess') return unsupported;
+        await runPreprocess(report, native());
+        return undefined;
+      }, keep);
+      continue;
+    }
+    // bf16 checkpoints are computed in f32 from their rounded weights, as the goldens are
+    const model = await LatentModel.load(checkpoint, { dtype: 'f32' });
+    try {
+      const files = manifest.variants[variant]?.files ?? {};
+      const goldenOf = (file: string): Golden => {
+        const entry = files[file];
+        if (entry === undefined) throw new Error(`${variant} has no golden file ${file}`);
+        return new Golden(entry, join(directory, variant, entry.file));
+      };
+      await runVariantFiles(directory, variant, manifest, (name, report) => runModelFile(name, report, model, goldenOf, checkpoint), keep);
+    } finally {
+      model.dispose();
+    }
+  }
+  if (results.length === 0) throw new Error(`${directory} holds no golden files`);
+  return results;
+}
+
+/** Why a checkpoint's kind of model cannot be loaded, or undefined. */
+function unsupportedKind(checkpoint: string): string | undefined {
+  try {
+    parseConfig(JSON.parse(readFileSync(join(checkpoint, 'config.json'), 'utf8')));
+    return undefined;
+  } catch (error) {
+    if (codeOf(error) === 'ERR_UNSUPPORTED') return (error as Error).message;
+    throw error;
+  }
+}

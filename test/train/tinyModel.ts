@@ -1,0 +1,49 @@
+/** A model of a few thousand parameters, and data for it. */
+import { newConfig } from '../../lib/model/config';
+import { LatentModel } from '../../lib/model/latentModel';
+import type { NativeParameterInfo, ParameterSlot, StorageDType } from '../../lib/native';
+import type { TrainingData, TrainingSample } from '../../lib/train';
+import { mix } from '../../lib/train/random';
+
+const IMAGE = 40;
+export const END = 44;
+
+export async function tinyModel(options: { seed?: number; dtype?: StorageDType } = {}): Promise<LatentModel> {
+  const config = newConfig({
+    text: { hidden: 32, layers: 2, heads: 4, kvHeads: 2, intermediate: 48, vocab: 48, mropeSection: [2, 1, 1], ropeTheta: 1000 },
+    vision: { depth: 1, width: 16, heads: 2, mlpWidth: 24 },
+    tokens: { image: IMAGE, video: 41, visionStart: 42, visionEnd: 43, eos: END, pad: 45 },
+  });
+  return LatentModel.create(config, { seed: options.seed ?? 1, dtype: options.dtype ?? 'f32' });
+}
+
+/** Sample i of a made-up task: 0 to 2 pictures, 0 to 3 steps, prompts and steps of differing lengths. */
+export function sample(index: number): TrainingSample {
+  const draw = (place: number, below: number): number => mix(index, place) % below;
+  const words = (place: number, count: number): number[] => Array.from({ length: count }, (_, n) => draw(place + n, 40));
+  const pictures = Array.from({ length: draw(0, 3) }, (_, n) => {
+    const [height, width] = [28 * (1 + draw(10 + n, 2)), 28 * (1 + draw(20 + n, 2))];
+    return { pixels: Uint8Array.from({ length: height * width * 3 }, (__, i) => mix(index, n, i) & 255), frames: 1, height, width };
+  });
+  return {
+    pictures,
+    promptIds: [...words(100, 1 + draw(1, 4)), ...pictures.flatMap(({ height, width }) => [42, ...new Array<number>((height * width) / 784).fill(IMAGE), 43])],
+    steps: Array.from({ length: draw(2, 4) }, (_, n) => words(200 + 10 * n, 1 + draw(30 + n, 3))),
+    answer: [...words(300, 1), END],
+  };
+}
+
+export const endless: TrainingData = { at: sample };
+
+/** Every number of a model: weights and optimiser state. */
+export async function contents(model: LatentModel): Promise<Map<string, Float32Array>> {
+  const all = new Map<string, Float32Array>();
+  for (const info of model.native.parameters()) {
+    for (const slot of slotsOf(info)) all.set(`${slot}.${info.name}`, await model.native.readParameter(info.name, slot));
+  }
+  return all;
+}
+
+function slotsOf({ dtype }: NativeParameterInfo): ParameterSlot[] {
+  return dtype === 'bf16' ? ['value', 'first', 'second', 'master'] : ['value', 'first', 'second'];
+}
