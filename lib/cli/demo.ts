@@ -10,9 +10,10 @@ import { writeJson } from '../model/files';
 import { LatentModel } from '../model/latentModel';
 import { native, type NativeBuildInfo } from '../native';
 import { latestCheckpoint } from '../train/checkpoint';
-import { train, type TrainArguments } from '../train/trainer';
 import type { TrainingStage } from '../train/curriculum';
-import { demoTrainingData, heldOut, heldOutOptions, WARMUP } from './demoData';
+import { train } from '../train/trainer';
+import type { TrainArguments } from '../train/trainOptions';
+import { demoTrainingData, heldOut, heldOutOptions, DIGITS, WARMUP } from './demoData';
 import { demoConfig, scaledTo, DEMO_SIZES, type DemoSize, type SizeName } from './demoSizes';
 
 export interface DemoOptions {
@@ -86,7 +87,8 @@ export function demoPhases(size: DemoSize): { explicit: Phase; latent: Phase; di
     explicit: {
       name: 'explicit', latentSteps: 0,
       stages: [
-        { name: WARMUP, learningRate, warmupSteps: 100, finalRate: 1, steps: size.warmupSteps, shape: {} },
+        { name: DIGITS, learningRate, warmupSteps: 50, finalRate: 1, steps: size.digitSteps, shape: {} },
+        { name: WARMUP, learningRate, finalRate: 1, steps: size.warmupSteps, shape: {} },
         { name: 'words', learningRate, finalRate: 0.05, steps: size.explicitSteps, shape: {} },
       ],
     },
@@ -170,7 +172,7 @@ async function trained({ options, size, reporter, seconds, signal }: Context, ph
   const model = await start();
   const started = performance.now();
   const args: TrainArguments = {
-    data: demoTrainingData(size, options.seed), stages: phase.stages, batchSize: size.batchSize, seed: options.seed, checkpointFolder,
+    data: demoTrainingData(size, options.seed), stages: phase.stages, batchSize: size.batchSize, beta2: size.beta2, seed: options.seed, checkpointFolder,
     checkpointEvery: 500, keepCheckpoints: 1, metricsFile: join(options.out, `${phase.name}.jsonl`), resume: 'latest', ...(signal ? { signal } : {}),
   };
   const trainee = {

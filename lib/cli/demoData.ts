@@ -2,9 +2,11 @@
 import { encodeDigitGrid, readingShareAt, sampleAt, type DigitGridOptions, type DigitGridSample } from '../data';
 import { endsWithAnswer, type EvaluationItem } from '../evaluate';
 import { mergeSteps } from '../train/curriculum';
-import type { TrainingData, TrainingSample } from '../train/trainer';
+import type { TrainingData, TrainingSample } from '../train/trainOptions';
 import type { DemoSize } from './demoSizes';
 
+/** Name of the stage whose pictures show one digit four times. */
+export const DIGITS = 'digits';
 /** Name of the stage in which the share of reading questions falls. */
 export const WARMUP = 'reading';
 
@@ -18,6 +20,9 @@ function encoded(sample: DigitGridSample, maxSteps: number): TrainingSample {
 export function demoTrainingData(size: DemoSize, seed: number): TrainingData {
   return {
     at(index, { stage, stageStep }) {
+      if (stage.name === DIGITS) {
+        return encoded(sampleAt({ ...size.task, rows: 2, columns: 2, seed, split: 'train', readingShare: 1, readingKinds: { readSame: 1 } }, index), size.maxSteps);
+      }
       const readingShare = stage.name === WARMUP ? readingShareAt(stageStep / stage.steps, 1, size.readingShare) : size.readingShare;
       return encoded(sampleAt({ ...size.task, seed, split: 'train', readingShare }, index), size.maxSteps);
     },

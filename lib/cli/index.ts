@@ -3,6 +3,7 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { join } from 'node:path';
 import { codeOf } from '../errors';
+import { LatentModel } from '../model/latentModel';
 import { runDemo, type DemoReporter } from './demo';
 import { DEMO_SIZES, type SizeName } from './demoSizes';
 import { demoTable } from './demoTable';
@@ -73,6 +74,32 @@ async function demo(args: DemoArguments): Promise<void> {
   }
 }
 
+interface GenerateArguments {
+  image: string[];
+  latents?: number;
+  temperature: number;
+  seed: number;
+  maxTokens: number;
+  json: boolean;
+}
+
+async function answer(folder: string, question: string, args: GenerateArguments): Promise<void> {
+  const model = await LatentModel.load(folder);
+  try {
+    const content = [...args.image.map((image) => ({ type: 'image' as const, image })), { type: 'text' as const, text: question }];
+    const options = {
+      temperature: args.temperature, seed: args.seed, maxNewTokens: args.maxTokens, signal: interruptSignal(),
+      ...(args.latents === undefined ? {} : { latentSteps: args.latents }),
+    };
+    for await (const event of model.stream({ messages: [{ role: 'user', content }] }, options)) {
+      if (args.json && event.type === 'end') process.stdout.write(`${JSON.stringify(event.result)}\n`);
+      if (!args.json && event.type !== 'latent') process.stdout.write(event.type === 'end' ? `${event.text}\n` : event.text);
+    }
+  } finally {
+    model.dispose();
+  }
+}
+
 export function program(): Command {
   const command = new Command('plumbline').description('Train and run vision-language models that reason in latents instead of words.');
   command.command('demo')
@@ -84,6 +111,17 @@ export function program(): Command {
     .option('--resume', 'go on with a run folder', false)
     .option('--json', 'print the result as JSON', false)
     .action(demo);
+  command.command('generate')
+    .description('ask a checkpoint folder a question')
+    .argument('<folder>', 'Hugging Face directory of a Qwen2-VL model, or one that training wrote')
+    .argument('<question>', 'text of the question')
+    .option('--image <file...>', 'pictures that come before the question', [])
+    .option('--latents <number>', 'latent steps before the words (default: as the checkpoint says)', whole)
+    .option('--temperature <number>', '0 takes the likeliest word', Number, 0)
+    .option('--seed <number>', 'of sampled words', whole, 0)
+    .option('--max-tokens <number>', 'words at most', whole, 256)
+    .option('--json', 'print ids, text and steps as JSON', false)
+    .action(answer);
   return command;
 }
 

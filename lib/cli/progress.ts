@@ -27,8 +27,8 @@ export function progressOn(terminal: Terminal, label: string, now: () => number 
     const elapsed = (now() - started) / 1000;
     const left = share > 0 ? (elapsed / share) * (1 - share) : NaN;
     const filled = Math.round(share * BAR_WIDTH);
-    const bar = tty ? ` [${'#'.repeat(filled)}${'-'.repeat(BAR_WIDTH - filled)}]` : '';
-    return `${label}${bar} ${done}/${total} ${duration(elapsed)}${Number.isFinite(left) && done < total ? `, ${duration(left)} left` : ''}  ${note}`;
+    const bar = tty ? `[${'#'.repeat(filled)}${'-'.repeat(BAR_WIDTH - filled)}]` : '';
+    return `${[label, bar].filter((part) => part !== '').map((part) => `${part} `).join('')}${done}/${total} ${duration(elapsed)}${Number.isFinite(left) && done < total ? `, ${duration(left)} left` : ''}  ${note}`;
   };
   return {
     update(done, total, note) {

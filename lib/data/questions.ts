@@ -4,8 +4,11 @@ import type { Random } from './random';
 export const REASONING_KINDS = [
   'sum', 'largest', 'countLine', 'countGrid', 'path', 'follow', 'difference', 'alternating',
 ] as const;
-/** Plain reading questions, answered without steps: the warm-up in which a model learns to see. */
-export const READING_KINDS = ['readCell', 'readLine'] as const;
+/**
+ * Plain reading questions, answered without steps: the warm-up in which a model learns to see. `readSame` needs no place: every cell
+ * shows the same digit, so that features of digits come before attention finds its way. `readGrid` asks for all cells in order.
+ */
+export const READING_KINDS = ['readSame', 'readGrid', 'readCell', 'readLine'] as const;
 
 export type ReasoningKind = (typeof REASONING_KINDS)[number];
 export type ReadingKind = (typeof READING_KINDS)[number];
@@ -205,6 +208,16 @@ function alternating(grid: Grid, random: Random): Question {
   return { ...folded, question: `alternating sum of ${line.name}` };
 }
 
+function readSame(grid: Grid, random: Random): Question {
+  const digit = random.below(10);
+  grid.labels.fill(digit);
+  return { question: 'digit of grid', steps: [], answer: `${digit}` };
+}
+
+function readGrid(grid: Grid): Question {
+  return { question: 'digits of grid', steps: [], answer: Array.from(grid.labels).join(' ') };
+}
+
 function readCell(grid: Grid, random: Random): Question {
   const cell = random.below(grid.labels.length);
   return { question: `digit at ${placeName(grid, cell)}`, steps: [], answer: `${grid.labels[cell]!}` };
@@ -217,5 +230,5 @@ function readLine(grid: Grid, random: Random): Question {
 
 /** Makes a question of each kind, rewriting labels where that evens out the answers. */
 export const ASK: Readonly<Record<QuestionKind, (grid: Grid, random: Random) => Question>> = Object.freeze({
-  sum, largest, countLine, countGrid, path, follow, difference, alternating, readCell, readLine,
+  sum, largest, countLine, countGrid, path, follow, difference, alternating, readSame, readGrid, readCell, readLine,
 });

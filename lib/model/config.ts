@@ -140,7 +140,7 @@ function parseTokens(top: JsonReader, vocab: number): SpecialTokens {
   return Object.freeze(tokens);
 }
 
-/** Dimensions of a model that is made new. */
+/** Dimensions of a model that is made new. transformers' own class does not read `headDim`: leave it out where Python shall load the model. */
 export interface NewModelConfig {
   text: { hidden: number; layers: number; heads: number; kvHeads: number; headDim?: number; intermediate: number; vocab: number; mropeSection: readonly number[]; tied?: boolean; eps?: number; ropeTheta?: number };
   vision: { depth: number; width: number; heads: number; mlpWidth: number };

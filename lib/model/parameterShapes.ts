@@ -8,7 +8,7 @@ export interface ParameterShape {
   readonly role: 'matrix' | 'bias' | 'scale';
 }
 
-const EMBEDDING = 'model.embed_tokens.weight';
+export const EMBEDDING = 'model.embed_tokens.weight';
 
 export function parameterShapes(config: ModelConfig): ParameterShape[] {
   return [...decoderShapes(config.text), ...visionShapes(config.vision)];
@@ -18,8 +18,6 @@ export function parameterShapes(config: ModelConfig): ParameterShape[] {
 export function sizeOf(shape: readonly number[]): number {
   return shape.reduce((product, n) => product * n, 1);
 }
-
-export { EMBEDDING };
 
 function decoderShapes(text: TextConfig): ParameterShape[] {
   const { hidden, intermediate } = text;

@@ -5,7 +5,5 @@ export {
   type PlannedStage, type Rationale, type StagedSequence, type StageShape, type TrainingStage, type WordClass,
 } from './curriculum';
 export { learningRate, type Schedule } from './schedule';
-export {
-  DEFAULT_TRAINING, train, trainAll, type SampleContext, type StepMetrics, type TrainArguments, type TrainEvent, type TrainingData,
-  type TrainingSample, type TrainOptions,
-} from './trainer';
+export { DEFAULT_TRAINING, type SampleContext, type TrainArguments, type TrainingData, type TrainingSample, type TrainOptions } from './trainOptions';
+export { train, trainAll, type StepMetrics, type TrainEvent } from './trainer';

@@ -1,75 +1,14 @@
 /** The training loop: curriculum stages, accumulation, clipping, AdamW; stops at any moment and resumes with the same bits. */
 import { abortable } from '../abort';
-import * as check from '../check';
 import { fail } from '../errors';
 import type { NativeSession } from '../native';
-import { runBatch, type ModelView, type Picture, type SequenceInput } from './batch';
+import { runBatch, type ModelView, type SequenceInput } from './batch';
 import { checkpointName, latestCheckpoint, pruneCheckpoints, readTrainerState, writeCheckpoint, zeroMoments, type SavableModel } from './checkpoint';
-import { drawShape, planStages, stageOf, stageSequence, type PlannedStage, type Rationale, type TrainingStage } from './curriculum';
+import { drawShape, planStages, stageOf, stageSequence, type PlannedStage } from './curriculum';
 import { metricsWriter } from './metrics';
 import { sampleIndex } from './random';
 import { learningRate } from './schedule';
-
-/** One training sample in token ids. */
-export interface TrainingSample extends Rationale {
-  promptIds: ArrayLike<number>;
-  pictures: readonly Picture[];
-}
-
-/** Where in the training a sample is asked for. */
-export interface SampleContext {
-  stage: PlannedStage;
-  /** Optimiser step of the stage, from 0. */
-  stageStep: number;
-}
-
-/** Samples by index. Pure: the same index and context give the same sample, or a resumed run differs. */
-export interface TrainingData {
-  /** Number of samples; undefined: endless, read in order. */
-  size?: number;
-  at(index: number, context: SampleContext): TrainingSample;
-}
-
-export interface TrainOptions {
-  data: TrainingData;
-  stages: readonly TrainingStage[];
-  /** Sequences per pass through the model. */
-  batchSize: number;
-  /** Batches per optimiser step. */
-  accumulation: number;
-  /** Of the data order and of the curriculum's draws. */
-  seed: number;
-  beta1: number;
-  beta2: number;
-  epsilon: number;
-  weightDecay: number;
-  /** Clip the gradient to this global norm; 0 = no clipping. */
-  maxNorm: number;
-  /** 'through': the loss trains the states that latents were copied from; 'detached': it does not. */
-  latentGradient: 'through' | 'detached';
-  /** Keep only layer inputs and compute the rest again in the backward pass: less memory, about a third more time. */
-  recompute: boolean;
-  /** Backpropagate into the vision tower. */
-  trainVision: boolean;
-  /** Metrics as JSON Lines are appended here. */
-  metricsFile?: string;
-  /** Checkpoints are written below this folder as checkpoint-<step>. */
-  checkpointFolder?: string;
-  /** Also write one every so many steps; 0 = only at the end and when stopped. */
-  checkpointEvery: number;
-  /** Older checkpoints are removed; 0 = keep all. */
-  keepCheckpoints: number;
-  /** A checkpoint folder to go on from, or 'latest' of `checkpointFolder` (from the start when there is none). */
-  resume?: string;
-  /** Stops after the step at hand is given up; a checkpoint of the last complete step is written first. */
-  signal?: AbortSignal;
-}
-
-/** Defaults of the optional fields of `TrainOptions`. */
-export const DEFAULT_TRAINING = Object.freeze({
-  accumulation: 1, seed: 0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01, maxNorm: 1, latentGradient: 'through' as const,
-  recompute: false, trainVision: true, checkpointEvery: 0, keepCheckpoints: 2,
-});
+import { checkedOptions, type FullOptions, type TrainArguments } from './trainOptions';
 
 /** Figures of one optimiser step. */
 export interface StepMetrics {
@@ -97,11 +36,6 @@ export type TrainEvent =
   | { type: 'stage'; stage: PlannedStage }
   | { type: 'step'; metrics: StepMetrics }
   | { type: 'checkpoint'; folder: string; step: number };
-
-type Required_ = 'data' | 'stages' | 'batchSize';
-export type TrainArguments = Pick<TrainOptions, Required_> & Partial<Omit<TrainOptions, Required_>>;
-
-const FIELDS = ['data', 'stages', 'batchSize', 'metricsFile', 'checkpointFolder', 'resume', 'signal', ...Object.keys(DEFAULT_TRAINING)];
 
 /**
  * Trains a model in place, one event per step. Leaving the loop or aborting the signal stops it; what was written resumes with the
@@ -172,34 +106,6 @@ export async function trainAll(model: ModelView & SavableModel, options: TrainAr
     onEvent(event);
   }
   return last;
-}
-
-type FullOptions = TrainArguments & Omit<typeof DEFAULT_TRAINING, 'latentGradient'> & Pick<TrainOptions, 'latentGradient'>;
-
-function checkedOptions(options: TrainArguments): FullOptions {
-  check.options('train', options, FIELDS);
-  const full = { ...DEFAULT_TRAINING, ...options } as FullOptions;
-  check.integer('train', 'batchSize', full.batchSize, 1);
-  check.integer('train', 'accumulation', full.accumulation, 1);
-  check.integer('train', 'seed', full.seed, 0);
-  check.number('train', 'beta1', full.beta1, 0, 1 - 1e-9);
-  check.number('train', 'beta2', full.beta2, 0, 1 - 1e-9);
-  check.number('train', 'epsilon', full.epsilon, Number.MIN_VALUE);
-  check.number('train', 'weightDecay', full.weightDecay, 0);
-  check.number('train', 'maxNorm', full.maxNorm, 0);
-  check.oneOf('train', 'latentGradient', full.latentGradient, ['through', 'detached']);
-  check.boolean('train', 'recompute', full.recompute);
-  check.boolean('train', 'trainVision', full.trainVision);
-  check.integer('train', 'checkpointEvery', full.checkpointEvery, 0);
-  check.integer('train', 'keepCheckpoints', full.keepCheckpoints, 0);
-  check.signal('train', full.signal);
-  if (typeof full.data?.at !== 'function') fail('ERR_ARGUMENT', 'train', `Expected data to have a function at but received ${check.show(full.data)}`);
-  if (full.data.size !== undefined) check.integer('train', 'data.size', full.data.size, 1);
-  if (!Array.isArray(full.stages)) fail('ERR_ARGUMENT', 'train', `Expected stages to be an array but received ${check.show(full.stages)}`);
-  if (full.checkpointFolder === undefined && (full.checkpointEvery > 0 || full.resume === 'latest')) {
-    fail('ERR_ARGUMENT', 'train', `Expected checkpointFolder together with ${full.resume === 'latest' ? 'resume: \'latest\'' : 'checkpointEvery'} but received none`);
-  }
-  return full;
 }
 
 /** What a resumed run must have in common with the run that wrote the checkpoint. */

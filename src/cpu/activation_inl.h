@@ -113,7 +113,8 @@ static void swiglu_grad_rows(const float* gate_up, const float* dout, float* dga
     }
     if (i == I) continue;
     const int64_t n = I - i;
-    const GateUp d = swiglu_slopes(load_partial(gate_up + i, n, 0.0f), load_partial(gate_up + I + i, n, 0.0f), load_partial(dout + i, n, 0.0f));
+    const vec gate = load_partial(gate_up + i, n, 0.0f), up = load_partial(gate_up + I + i, n, 0.0f);
+    const GateUp d = swiglu_slopes(gate, up, load_partial(dout + i, n, 0.0f));
     store_partial(dgate_up + i, d.gate, n);
     store_partial(dgate_up + I + i, d.up, n);
   }

@@ -48,7 +48,10 @@ PLUMBLINE_INLINE float dot(const float* x, const float* y, int64_t d) {
 // to[0 .. d) (+)= from * factor, `to` being a row of d floats with nothing behind it.
 PLUMBLINE_INLINE void add_row(const float* from, float factor, int64_t d, bool accumulate, float* to) {
   int64_t j = 0;
-  for (; j + kLanes <= d; j += kLanes) store(to + j, accumulate ? fma(load(from + j), splat(factor), load(to + j)) : load(from + j) * factor);
+  for (; j + kLanes <= d; j += kLanes) {
+    const vec part = load(from + j) * factor;
+    store(to + j, accumulate ? load(to + j) + part : part);
+  }
   for (; j < d; ++j) to[j] = accumulate ? to[j] + from[j] * factor : from[j] * factor;
 }
 

@@ -50,8 +50,8 @@ PLUMBLINE_INLINE void finish_row(const float* gathered, float peak, float sum, i
 }
 
 // Virtual rows [begin, begin + count), count <= kRowTile, of one slice against all their keys.
-static void attention_rows(const AttentionSlice& slice, const KeyValuePages& pages, const float* q, int64_t begin, int64_t count, float* out,
-                           float* lse, float* scratch) {
+static void attention_rows(const AttentionSlice& slice, const KeyValuePages& pages, const float* q, int64_t begin, int64_t count,
+                           float* out, float* lse, float* scratch) {
   const int64_t d = slice.d, stride = tile_stride(d);
   float* q_tile = scratch;
   float* gathered = q_tile + kRowTile * stride;

@@ -11,7 +11,8 @@ struct Operand {
 };
 
 template <int kHeight>
-static __attribute__((noinline)) void micro_kernel(Operand a, const float* b, int64_t b_stride, int64_t depth, float* c, int64_t c_stride, bool accumulate) {
+static __attribute__((noinline)) void micro_kernel(Operand a, const float* b, int64_t b_stride, int64_t depth, float* c,
+                                                   int64_t c_stride, bool accumulate) {
   vec low[kHeight], high[kHeight];
 #pragma GCC unroll 12
   for (int m = 0; m < kHeight; ++m) low[m] = high[m] = vec{};
@@ -79,7 +80,8 @@ static void score_product(const ScoreTile& tile, const float* x, int64_t x_strid
 }
 
 // y[rows, d] (+)= weights[rows, keys] x[keys, d], from row `begin` (a multiple of kRows) on.
-static void row_product(const ScoreTile& tile, int64_t begin, const float* weights, const float* x, float* y, int64_t stride, bool accumulate) {
+static void row_product(const ScoreTile& tile, int64_t begin, const float* weights, const float* x, float* y, int64_t stride,
+                        bool accumulate) {
   for (int64_t n = 0; n < tile.slice->d; n += kColumns) {
     for (int64_t m = begin; m < tile.rows; m += kRows) {
       const int64_t height = tile.rows - m < kRows ? tile.rows - m : kRows;

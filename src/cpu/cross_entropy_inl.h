@@ -58,7 +58,7 @@ static RowSum row_sum(const float* row, int64_t V) {
     const int64_t size = V - start < kBlock ? V - start : kBlock;
     const float here = max_of(row + start, size);
     if (here > best) {
-      sum *= best == -__builtin_inff() ? 1.0 : (double)exp_scalar(best - here);  // before the first finite block the sum is 0 or NaN
+      sum *= (double)exp_scalar(best - here);  // before the first number the sum is 0 or NaN and stays so
       best = shift = here;
       best_start = start;
     }

@@ -126,7 +126,8 @@ void CpuBackend::resize(const uint8_t* from, int32_t height, int32_t width, int3
     const TapTable table(*this, width, to_width, filter);
     const Tiles tiles = tile_rows(height, to_row * table.taps.stride / 8);
     parallel(tiles.count, [&](int64_t tile, int32_t) {
-      for (int64_t y = tiles.begin(tile); y < tiles.end(tile); ++y) row_kernel(from + y * from_row, width, channels, table.taps, out + y * to_row);
+      for (int64_t y = tiles.begin(tile); y < tiles.end(tile); ++y)
+        row_kernel(from + y * from_row, width, channels, table.taps, out + y * to_row);
     });
     wide = out;
   }

@@ -130,11 +130,12 @@ static void rms_norm_grad_rows(const float* dy, const float* x, const float* w, 
   }
 }
 
-static void layer_norm_grad_rows(const float* dy, const float* x, const float* w, const float* mean, const float* rstd, float* dx, float* dw,
-                                 float* db, int64_t rows, int64_t C, bool accumulate) {
+static void layer_norm_grad_rows(const float* dy, const float* x, const float* w, const float* mean, const float* rstd, float* dx,
+                                 float* dw, float* db, int64_t rows, int64_t C, bool accumulate) {
   for (int64_t t = 0; t < rows; ++t, dy += C, x += C, dx += C) {
     const RowSums sums = gradient_sums(dy, x, w, mean[t], C);
-    const RowGradient row = {splat(mean[t]), splat(rstd[t]), splat(sums.g / (float)C), splat(sums.gx * rstd[t] / (float)C)};
+    const float mean_g = sums.g / (float)C, mean_gx = sums.gx * rstd[t] / (float)C;
+    const RowGradient row = {splat(mean[t]), splat(rstd[t]), splat(mean_g), splat(mean_gx)};
     gradient_row(row, dy, x, w, dx, dw, db, C, accumulate);
   }
 }

@@ -10,6 +10,6 @@ namespace plumbline {
 bool onednn_linked();
 std::string onednn_version();              // "2.6.3", of the library that runs
 void onednn_tile(const GemmCall& tile);    // f32 only; throws when oneDNN reports a failure
-bool onednn_is_faster(Isa isa, const GemmCall& call);  // the rule of GemmKind::automatic
+bool onednn_is_faster(const GemmCall& call);  // the rule of GemmKind::automatic
 
 }  // namespace plumbline

@@ -1,4 +1,5 @@
-// rotary: turns each pair (j, j + d/2) of each head by its row's angle, in place.   y_j = x_j cos - x_{j+d/2} sin   (arXiv 2104.09864, eq. 34)
+// rotary: turns each pair (j, j + d/2) of each head by its row's angle, in place.   y_j = x_j cos - x_{j+d/2} sin
+//         y_{j+d/2} = x_{j+d/2} cos + x_j sin                                        (arXiv 2104.09864, eq. 34)
 //   in   x rows (strided), heads of d floats; cos, sin (T, d/2)       out  x; the middle element of an odd head stays as it is
 //   how  f32, every pair on its own: the same bits for any number of threads. inverse turns back, which is the gradient
 //   cost one read and one write of x; bound by memory

@@ -57,7 +57,8 @@ std::vector<double> bench_linear(CpuBackend& backend, const Sizes& s, int64_t re
 // One sequence of S keys whose last n_new rows are queries.
 std::vector<double> bench_attention(CpuBackend& backend, const Sizes& s, int64_t repeats, const CancelFlag& flag, bool is_gradient) {
   const int64_t S = s[0], H = s[1], Hkv = s[2], d = s[3], rows = s[4];
-  require(H % Hkv == 0 && rows <= S && S < (int64_t{1} << 31), "ERR_SHAPE", "[bench] Expected heads to be a multiple of kvHeads and new rows not to exceed the keys");
+  require(H % Hkv == 0 && rows <= S && S < (int64_t{1} << 31), "ERR_SHAPE", "[bench] Expected heads to be a multiple of kvHeads and new rows not to exceed the keys but received " + std::to_string(H) + ", " + std::to_string(Hkv) + " and " +
+              std::to_string(rows) + " of " + std::to_string(S));
   const std::vector<float> q = noise(rows * H * d), k = noise(S * Hkv * d), v = noise(S * Hkv * d);
   std::vector<float> out(q.size()), lse(count(rows * H)), dq(q.size()), dk(k.size()), dv(v.size());
   const std::vector<int32_t> cu_q{0, static_cast<int32_t>(rows)}, cu_k{0, static_cast<int32_t>(S)};
@@ -78,9 +79,11 @@ std::vector<double> bench_read(CpuBackend& backend, const Sizes& s, int64_t repe
 }
 
 // Twelve independent chains of multiply-adds in registers: more than the eight that fill two units of latency four.
+// They start apart and away from the fixed point 1: the compiler computes equal chains once, and a constant one never.
 #define PLUMBLINE_FMA_LOOP(lanes)                                                       \
   typedef float wide __attribute__((vector_size(4 * lanes)));                           \
-  wide sum[kChains] = {};                                                               \
+  wide sum[kChains];                                                                    \
+  for (int64_t chain = 0; chain < kChains; ++chain) sum[chain] = wide{} + static_cast<float>(chain + 2); \
   const wide a = wide{} + 0.999f, b = wide{} + 0.001f;                                  \
   for (int64_t i = 0; i < rounds; ++i)                                                  \
     for (wide& part : sum) part = part * a + b;                                         \

@@ -31,6 +31,11 @@ function bruteForce(question: string, labels: readonly (readonly number[])[]): s
     return String(at(match[1]!, String(column)));
   }
   if ((match = /^digit at row (\d+) column (\d+)$/.exec(question))) return String(at(match[1]!, match[2]!));
+  if (question === 'digits of grid') return labels.flat().join(' ');
+  if (question === 'digit of grid') {
+    expect(new Set(labels.flat()).size).toBe(1);
+    return String(labels[0]![0]);
+  }
   if ((match = /^digits of (row|column) (\d+)$/.exec(question))) return line(match[1]!, match[2]!).join(' ');
   expect(question).toMatch(/^row \d+ column \d+( (right|left|up|down)){2,4}$/);
   const moves = words.slice(4);

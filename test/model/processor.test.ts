@@ -105,7 +105,7 @@ describe('encode', () => {
     ['no messages', [], 'ERR_ARGUMENT', '[encode] Expected messages to be a list of at least one message but received Array(0)'],
     ['text', 'hi', 'ERR_ARGUMENT', '[encode] Expected messages to be a list of at least one message but received "hi"'],
     ['null', [null], 'ERR_ARGUMENT', '[encode] Expected message 0 to be an object with role and content but received null'],
-    ['a role', [{ role: 'uesr', content: '' }], 'ERR_ARGUMENT', "[encode] Expected role of message 0 to be one of 'system', 'user', 'assistant' but received \"uesr\"; did you mean 'user'?"],
+    ['a role', [{ role: 'users', content: '' }], 'ERR_ARGUMENT', "[encode] Expected role of message 0 to be one of 'system', 'user', 'assistant' but received \"users\"; did you mean 'user'?"],
     ['a key', [{ role: 'user', contents: '' }], 'ERR_ARGUMENT', "[encode] Expected options among role, content, name but received 'contents'; did you mean 'content'?"],
     ['content', [{ role: 'user', content: 5 }], 'ERR_ARGUMENT', '[encode] Expected content of message 0 to be a string or a list of parts but received 5'],
     ['a part', [{ role: 'user', content: [{ type: 'audio' }] }], 'ERR_ARGUMENT', "[encode] Expected type of part 0 of message 0 to be one of 'text', 'image', 'image_url' but received \"audio\""],

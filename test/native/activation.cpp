@@ -75,8 +75,8 @@ void test_activate() {
           const double d = dy[static_cast<size_t>(i)];
           CHECK_CLOSE(y[i], want.value, want.value_bound, "%s kind %d at %g", name, static_cast<int>(kind),
                       static_cast<double>(v));
-          CHECK_CLOSE(dx[i], d * want.slope, std::fabs(d) * (want.slope_bound + kUnit * std::fabs(want.slope)) + kTiny, "%s kind %d slope at %g", name,
-                      static_cast<int>(kind), static_cast<double>(v));
+          const double bound = std::fabs(d) * (want.slope_bound + kUnit * std::fabs(want.slope)) + kTiny;
+          CHECK_CLOSE(dx[i], d * want.slope, bound, "%s kind %d slope at %g", name, static_cast<int>(kind), static_cast<double>(v));
         }
         CHECK(y == in_place && dx == dx_in_place, "%s in place differs", name);
         CHECK(y.intact() && dx.intact(), "%s wrote outside", name);
@@ -92,7 +92,8 @@ void test_non_finite() {
       backend.activate(kind, x, y, 3);
       backend.activate_grad(kind, x, dy, dx, 3);
       CHECK(std::isnan(y[0]) && std::isnan(dx[0]), "%s NaN", name);
-      CHECK(y[1] == kInf && std::isnan(y[2]), "%s kind %d: inf -> %g, -inf -> %g", name, static_cast<int>(kind), static_cast<double>(y[1]), static_cast<double>(y[2]));
+      CHECK(y[1] == kInf && std::isnan(y[2]), "%s kind %d: inf -> %g, -inf -> %g", name, static_cast<int>(kind), static_cast<double>(y[1]),
+            static_cast<double>(y[2]));
     }
   });
 }
@@ -120,7 +121,7 @@ void test_swiglu() {
         const std::vector<float> gate = inputs(T * I), dout = noise(T * I, 14);
         for (int64_t t = 0; t < T; ++t)
           for (int64_t i = 0; i < I; ++i)
-            if (std::fabs(gate[static_cast<size_t>(t * I + i)]) < 1e37f) gate_up[static_cast<size_t>(t * 2 * I + i)] = gate[static_cast<size_t>(t * I + i)];
+            if (const float g = gate[static_cast<size_t>(t * I + i)]; std::fabs(g) < 1e37f) gate_up[static_cast<size_t>(t * 2 * I + i)] = g;
         Guarded<float> out(T * I), d(T * 2 * I);
         backend.swiglu(gate_up.data(), out.data(), T, I);
         backend.swiglu_grad(gate_up.data(), dout.data(), d.data(), T, I);
@@ -129,9 +130,12 @@ void test_swiglu() {
             const float g = gate_up[static_cast<size_t>(t * 2 * I + i)], u = gate_up[static_cast<size_t>((t * 2 + 1) * I + i)];
             const double dy = dout[static_cast<size_t>(t * I + i)];
             const Exact e = exact(Activation::silu, g);
-            CHECK_CLOSE(out[t * I + i], e.value * u, std::fabs(u) * (e.value_bound + kUnit * std::fabs(e.value)) + kTiny, "%s out at %g", name, static_cast<double>(g));
-            CHECK_CLOSE(d[t * 2 * I + i], dy * u * e.slope, std::fabs(dy * u) * (e.slope_bound + 2 * kUnit * std::fabs(e.slope)) + kTiny, "%s dgate at %g", name, static_cast<double>(g));
-            CHECK_CLOSE(d[(t * 2 + 1) * I + i], dy * e.value, std::fabs(dy) * (e.value_bound + 2 * kUnit * std::fabs(e.value)) + kTiny, "%s dup at %g", name, static_cast<double>(g));
+            const double value_bound = e.value_bound + 2 * kUnit * std::fabs(e.value);
+            const double slope_bound = e.slope_bound + 2 * kUnit * std::fabs(e.slope);
+            CHECK_CLOSE(out[t * I + i], e.value * u, std::fabs(u) * value_bound + kTiny, "%s out at %g", name, static_cast<double>(g));
+            const double dgate = d[t * 2 * I + i], dup = d[(t * 2 + 1) * I + i];
+            CHECK_CLOSE(dgate, dy * u * e.slope, std::fabs(dy * u) * slope_bound + kTiny, "%s dgate at %g", name, static_cast<double>(g));
+            CHECK_CLOSE(dup, dy * e.value, std::fabs(dy) * value_bound + kTiny, "%s dup at %g", name, static_cast<double>(g));
           }
         CHECK(out.intact() && d.intact(), "%s wrote outside", name);
       }

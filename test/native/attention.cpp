@@ -1,122 +1,11 @@
 // attention and attention_grad of the CPU backend against a naive double-precision reference, over odd sizes, page layouts,
 // instruction sets and thread counts; scatter_to_pages and gather_from_pages.
-#include "../../src/cpu/cpu_backend.h"
+#include "attention_layout.h"
 #include "attention_reference.h"
-#include "check.h"
 
-using namespace plumbline;
-using plumbline_test::AttentionReference;
+using namespace plumbline_test;
 
 namespace {
-
-constexpr float kSentinel = -12345.5f;
-const float kNaN = std::nanf("");
-
-struct Problem {
-  std::vector<int32_t> queries, keys;
-  int32_t H, Hkv, d;
-  bool causal;
-  int32_t page_rows;         // 0: k and v are views of one q, k, v buffer, as in the vision tower
-  bool exact_scores = false; // small integers: scores up to 1e4 and exact
-};
-
-struct Outputs {
-  std::vector<float> out, lse, dq, dk, dv;
-};
-
-// A problem in memory as the backend sees it. Unused places hold NaN in inputs and a sentinel in outputs.
-struct Layout {
-  Problem p;
-  int64_t T = 0, page_floats, q_row_stride, pages = 0;
-  std::vector<int32_t> cu{0}, page_start{0};
-  std::vector<float> q, k_data, v_data, dout;
-  AttentionShape shape;
-  KeyValuePages view;
-  std::vector<float*> k_pages, v_pages;
-
-  explicit Layout(const Problem& problem, uint64_t seed) : p(problem) {
-    for (int32_t n : p.queries) cu.push_back(cu.back() + n);
-    T = cu.back();
-    if (p.page_rows == 0) p.page_rows = 1 + *std::max_element(p.keys.begin(), p.keys.end()), strided = true;
-    for (int32_t keys : p.keys) page_start.push_back(page_start.back() + (keys + p.page_rows - 1) / p.page_rows);
-    pages = page_start.back();
-    q_row_stride = p.H * p.d + (strided ? 2 * p.Hkv * p.d : 3);
-    row_stride = strided ? p.Hkv * p.d + 5 : p.d;
-    head_stride = strided ? p.d : p.page_rows * p.d;
-    page_floats = strided ? p.page_rows * row_stride : p.Hkv * head_stride + 7;
-    fill(seed);
-    const float scale = p.exact_scores ? 1.0f : 1.0f / std::sqrt(static_cast<float>(p.d));
-    shape = {static_cast<int32_t>(p.queries.size()), cu.data(), p.keys.data(), p.H, p.Hkv, p.d, scale, p.causal, q_row_stride};
-    k_pages = page_list(k_data);
-    v_pages = page_list(v_data);
-    view = {k_pages.data(), v_pages.data(), page_start.data(), head_stride, row_stride, p.page_rows};
-  }
-  Layout(const Layout&) = delete;
-
-  bool strided = false;
-  int64_t row_stride, head_stride;
-
-  // Pages lie in reverse order in memory, so that nothing can rely on neighbours.
-  std::vector<float*> page_list(std::vector<float>& data) const {
-    std::vector<float*> list;
-    for (int64_t i = 0; i < pages; ++i) list.push_back(data.data() + (pages - 1 - i) * page_floats);
-    return list;
-  }
-  int64_t key_at(int32_t b, int32_t head, int64_t row) const {
-    const int64_t page = page_start[b] + row / p.page_rows;
-    return (pages - 1 - page) * page_floats + head * head_stride + row % p.page_rows * row_stride;
-  }
-  int64_t q_at(int64_t t, int32_t head) const { return t * q_row_stride + head * p.d; }
-  int64_t out_at(int64_t t, int32_t head) const { return (t * p.H + head) * p.d; }
-
-  template <typename Visit>  // visit(b, head, row) for every key row
-  void for_keys(const Visit& visit) const {
-    for (size_t b = 0; b < p.keys.size(); ++b)
-      for (int32_t h = 0; h < p.Hkv; ++h)
-        for (int32_t r = 0; r < p.keys[b]; ++r) visit(static_cast<int32_t>(b), h, r);
-  }
-
-  void fill(uint64_t seed) {
-    Noise noise(seed);
-    // Integers up to 25 in q and k: 16 products reach 1e4 and every sum is exact.
-    const auto value = [&] { return p.exact_scores ? static_cast<float>(noise.below(51) - 25) : 2.0f * noise.next(); };
-    q.assign(T * q_row_stride, kNaN);
-    for (int64_t t = 0; t < T; ++t)
-      for (int32_t i = 0; i < p.H * p.d; ++i) q[t * q_row_stride + i] = value();
-    k_data.assign(pages * page_floats, kNaN);
-    v_data = k_data;
-    for_keys([&](int32_t b, int32_t h, int64_t r) {
-      for (int32_t j = 0; j < p.d; ++j) {
-        k_data[key_at(b, h, r) + j] = value();
-        v_data[key_at(b, h, r) + j] = noise.next();
-      }
-    });
-    for (int64_t i = 0; i < T * p.H * p.d; ++i) dout.push_back(noise.next());
-  }
-
-  Outputs run(CpuBackend& backend) const {
-    const int64_t guard = 32, size = T * p.H * p.d;
-    Outputs o;
-    o.out.assign(size + 2 * guard, kSentinel);
-    o.lse.assign(T * p.H + 2 * guard, kSentinel);
-    o.dq.assign(T * q_row_stride + 2 * guard, kSentinel);
-    o.dk.assign(pages * page_floats, kSentinel);
-    for_keys([&](int32_t b, int32_t h, int64_t r) { std::fill_n(o.dk.begin() + key_at(b, h, r), p.d, 1.0f); });
-    o.dv = o.dk;
-    std::vector<float*> dk = page_list(o.dk), dv = page_list(o.dv);
-    backend.attention(shape, q.data(), view, o.out.data() + guard, o.lse.data() + guard);
-    backend.attention_grad(shape, q.data(), view, o.out.data() + guard, o.lse.data() + guard, dout.data(), o.dq.data() + guard, dk.data(),
-                           dv.data());
-    for (std::vector<float>* x : {&o.out, &o.lse, &o.dq}) {
-      bool intact = true;
-      for (int64_t i = 0; i < guard; ++i) intact = intact && (*x)[i] == kSentinel && (*x)[x->size() - 1 - i] == kSentinel;
-      CHECK(intact, "guard overwritten: T %d d %d", static_cast<int>(T), p.d);
-      x->erase(x->begin(), x->begin() + guard);
-      x->resize(x->size() - guard);
-    }
-    return o;
-  }
-};
 
 bool same_bits(const Outputs& a, const Outputs& b) {
   const auto same = [](const std::vector<float>& x, const std::vector<float>& y) {
@@ -153,26 +42,32 @@ void compare(const Layout& l, Outputs o, const char* what) {
     x = kSentinel;
     return value;
   };
+  const auto check = [&](float& x, double want, double bound, const char* name, int32_t b, int32_t head, int64_t row) {
+    CHECK_CLOSE(take(x), want, bound, "%s %s, sequence %d head %d row %d", what, name, b, head, static_cast<int>(row));
+  };
   for (int32_t b = 0; b < static_cast<int32_t>(p.queries.size()); ++b)
     for (int32_t h = 0; h < p.Hkv; ++h) {
+      // The pages held 1: one more rounding, of a sum about that large.
       std::vector<double> dk(p.keys[b] * p.d, 1.0), dv = dk, dk_bound(dk.size(), 1e-6), dv_bound = dk_bound;
       for (int32_t head = h * group; head < (h + 1) * group; ++head) {
         const AttentionReference r = reference_of(l, b, head);
         for (int64_t i = 0; i < r.n; ++i) {
           const int64_t t = l.cu[b] + i;
-          CHECK_CLOSE(take(o.lse[t * p.H + head]), r.lse[i], r.lse_bound[i], "%s lse, sequence %d head %d row %d", what, b, head, (int)i);
-          for (int32_t j = 0; j < p.d; ++j) {
-            const int64_t at = i * p.d + j;
-            CHECK_CLOSE(take(o.out[l.out_at(t, head) + j]), r.out[at], r.out_bound[at], "%s out, sequence %d head %d row %d", what, b, head, (int)i);
-            CHECK_CLOSE(take(o.dq[l.q_at(t, head) + j]), r.dq[at], r.dq_bound[at], "%s dq, sequence %d head %d row %d", what, b, head, (int)i);
+          check(o.lse[t * p.H + head], r.lse[i], r.lse_bound[i], "lse", b, head, i);
+          for (int64_t j = 0, at = i * p.d; j < p.d; ++j, ++at) {
+            check(o.out[l.out_at(t, head) + j], r.out[at], r.out_bound[at], "out", b, head, i);
+            check(o.dq[l.q_at(t, head) + j], r.dq[at], r.dq_bound[at], "dq", b, head, i);
           }
         }
-        for (size_t i = 0; i < dk.size(); ++i) dk[i] += r.dk[i], dv[i] += r.dv[i], dk_bound[i] += r.dk_bound[i], dv_bound[i] += r.dv_bound[i];
+        for (size_t i = 0; i < dk.size(); ++i) {
+          dk[i] += r.dk[i], dk_bound[i] += r.dk_bound[i];
+          dv[i] += r.dv[i], dv_bound[i] += r.dv_bound[i];
+        }
       }
       for (size_t i = 0; i < dk.size(); ++i) {
-        const int64_t at = l.key_at(b, h, i / p.d) + i % p.d;
-        CHECK_CLOSE(take(o.dk[at]), dk[i], dk_bound[i] + std::fabs(dk[i]) * 6e-8, "%s dk, sequence %d head %d key %d", what, b, h, (int)(i / p.d));
-        CHECK_CLOSE(take(o.dv[at]), dv[i], dv_bound[i] + std::fabs(dv[i]) * 6e-8, "%s dv, sequence %d head %d key %d", what, b, h, (int)(i / p.d));
+        const int64_t key = i / p.d, at = l.key_at(b, h, key) + i % p.d;
+        check(o.dk[at], dk[i], dk_bound[i] + std::fabs(dk[i]) * 6e-8, "dk", b, h, key);
+        check(o.dv[at], dv[i], dv_bound[i] + std::fabs(dv[i]) * 6e-8, "dv", b, h, key);
       }
     }
   for (const std::vector<float>* x : {&o.out, &o.lse, &o.dq, &o.dk, &o.dv}) {
@@ -226,7 +121,8 @@ void check_alone(CpuBackend& backend) {
     std::vector<float> out(rows * width + 1, kSentinel), lse(rows * 4 + 1, kSentinel);
     backend.attention(shape, l.q.data() + l.q_at(l.cu[b], 0), view, out.data(), lse.data());
     CHECK(std::equal(out.begin(), out.end() - 1, together.out.begin() + l.cu[b] * width), "sequence %d alone differs", static_cast<int>(b));
-    CHECK(std::equal(lse.begin(), lse.end() - 1, together.lse.begin() + l.cu[b] * 4), "lse of sequence %d alone differs", static_cast<int>(b));
+    CHECK(std::equal(lse.begin(), lse.end() - 1, together.lse.begin() + l.cu[b] * 4), "lse of sequence %d alone differs",
+          static_cast<int>(b));
   }
 }
 
@@ -313,7 +209,9 @@ void check_pages(CpuBackend& backend) {
             k_want[l.key_at(b, h, first[b] + i) + j] = k_rows[(l.cu[b] + i) * stride + h * d + j];
             v_want[l.key_at(b, h, first[b] + i) + j] = v_rows[(l.cu[b] + i) * stride + h * d + j];
           }
-    const auto same = [](const std::vector<float>& a, const std::vector<float>& b) { return std::memcmp(a.data(), b.data(), a.size() * 4) == 0; };
+    const auto same = [](const std::vector<float>& a, const std::vector<float>& b) {
+      return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+    };
     CHECK(same(l.k_data, k_want) && same(l.v_data, v_want), "scatter, page_rows %d", page_rows);
     std::vector<float> k_back(k_rows.size(), kSentinel), v_back(k_rows.size(), kSentinel);
     backend.gather_from_pages(l.shape, first.data(), k_back.data(), v_back.data(), stride, l.view);

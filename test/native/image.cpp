@@ -60,9 +60,9 @@ struct Size {
 };
 
 void test_resize() {
-  const std::vector<Size> sizes = {{97, 131, 84, 140}, {20, 300, 28, 280}, {300, 200, 56, 28}, {1, 7, 28, 28},   {84, 84, 84, 84}, {84, 61, 84, 140},
-                                   {61, 84, 140, 84},  {1, 1, 33, 31},     {33, 31, 1, 1},     {2, 400, 2, 127}, {129, 1, 32, 1},  {700, 500, 252, 364},
-                                   {28, 28, 308, 420}};
+  const std::vector<Size> sizes = {{97, 131, 84, 140}, {20, 300, 28, 280}, {300, 200, 56, 28}, {1, 7, 28, 28},       {84, 84, 84, 84},
+                                   {84, 61, 84, 140},  {61, 84, 140, 84},  {1, 1, 33, 31},     {33, 31, 1, 1},       {2, 400, 2, 127},
+                                   {129, 1, 32, 1},    {257, 181, 84, 56}, {28, 28, 308, 420}};
   for (const Size& s : sizes)
     for (const int32_t channels : {1, 2, 3, 4})
       for (const Filter filter : {Filter::bilinear, Filter::bicubic}) {
@@ -70,10 +70,10 @@ void test_resize() {
         const std::vector<uint8_t> wide = resample(image, s.height, s.width, channels, s.to_width, filter);
         const std::vector<uint8_t> want = resample(wide, 1, s.height, int64_t{s.to_width} * channels, s.to_height, filter);
         for_each_variant([&](CpuBackend& backend, const char* name) {
-          Guarded<uint8_t> source(static_cast<int64_t>(image.size()), image), out(static_cast<int64_t>(want.size()));
-          backend.resize(source.data(), s.height, s.width, channels, out.data(), s.to_height, s.to_width, filter);
-          CHECK(out == Guarded<uint8_t>(out.size(), want), "%s %dx%dx%d -> %dx%d filter %d", name, s.height, s.width, channels, s.to_height, s.to_width,
-                static_cast<int>(filter));
+          Guarded<uint8_t> out(static_cast<int64_t>(want.size()));  // the source is bare: the address sanitizer sees a byte read past it
+          backend.resize(image.data(), s.height, s.width, channels, out.data(), s.to_height, s.to_width, filter);
+          CHECK(out == Guarded<uint8_t>(out.size(), want), "%s %dx%dx%d -> %dx%d filter %d", name, s.height, s.width, channels, s.to_height,
+                s.to_width, static_cast<int>(filter));
         });
       }
 }
@@ -121,8 +121,10 @@ void test_patch_rows() {
     for_each_variant([&](CpuBackend& backend, const char* name) {
       Guarded<float> rows(static_cast<int64_t>(want.size()));
       backend.patch_rows(frames.data(), f.count, f.height, f.width, f.patch, f.merge, f.temporal, mean, std, rows.data());
-      for (int64_t i = 0; i < rows.size(); ++i)
-        CHECK_CLOSE(rows[i], want[static_cast<size_t>(i)], kUnit * std::fabs(want[static_cast<size_t>(i)]), "%s %d frames of %dx%d: element %ld", name, f.count, f.height, f.width, i);
+      for (int64_t i = 0; i < rows.size(); ++i) {
+        const double value = want[static_cast<size_t>(i)];
+        CHECK_CLOSE(rows[i], value, kUnit * std::fabs(value), "%s %d frames of %dx%d: element %ld", name, f.count, f.height, f.width, i);
+      }
       CHECK(rows.intact(), "%s wrote outside", name);
     });
   }

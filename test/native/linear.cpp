@@ -309,6 +309,8 @@ int main() {
   cases.emplace_back(9000, 5, 6);      // a gradient that is cut along M
   cases.emplace_back(3, 700, 1001);    // several tiles of a streamed weight
   cases.emplace_back(1, 1500, 129);
+  cases.emplace_back(20, 130, 1030);   // rows of x, then of dy, a page apart
+  cases.emplace_back(20, 1030, 130);
   for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
     const char* const isa_name = isa == Isa::baseline ? "baseline" : isa == Isa::avx2 ? "avx2" : "avx512";
     if (isa > best_isa()) {

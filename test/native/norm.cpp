@@ -51,7 +51,7 @@ Outputs run(CpuBackend& backend, const Case& c, bool centred, bool accumulate, b
 // rstd * mean|x| times that.
 void check(const Case& c, Outputs& out, bool centred, bool accumulate, const char* where) {
   const double adds = static_cast<double>(c.C) / 16 + 8;
-  std::vector<double> dw(static_cast<size_t>(c.C)), db(dw), dw_bound(dw), db_bound(dw);
+  std::vector<double> dw(static_cast<size_t>(c.C)), db(dw), dw_bound(dw), dw_size(dw), db_size(dw);
   for (int64_t t = 0; t < c.T; ++t) {
     const float *x = &c.x[static_cast<size_t>(t * c.C)], *dy = &c.dy[static_cast<size_t>(t * c.C)];
     double mean = 0, size = 0, square = 0, mean_g = 0, mean_gn = 0, size_g = 0, size_gn = 0;
@@ -71,21 +71,23 @@ void check(const Case& c, Outputs& out, bool centred, bool accumulate, const cha
       const double w = c.w[static_cast<size_t>(i)], n = (x[i] - mean) * rstd, g = w * dy[i];
       const double n_error = std::fabs(n) * (adds + 6) * kUnit + 2 * drift;
       const double bias = centred ? c.b[static_cast<size_t>(i)] : 0;
-      CHECK_CLOSE(out.y[t * c.C + i], n * w + bias, std::fabs(w) * n_error + 2 * kUnit * (std::fabs(n * w) + std::fabs(bias)), "%s y %ld %ld",
-                  where, t, i);
+      const double y_bound = std::fabs(w) * n_error + 2 * kUnit * (std::fabs(n * w) + std::fabs(bias));
+      CHECK_CLOSE(out.y[t * c.C + i], n * w + bias, y_bound, "%s y %ld %ld", where, t, i);
       const double before = accumulate ? c.dx[static_cast<size_t>(t * c.C + i)] : 0, dx = rstd * (g - mean_g - n * mean_gn);
       const double magnitude = std::fabs(g) + size_g + std::fabs(n) * size_gn;
-      CHECK_CLOSE(out.dx[t * c.C + i], before + dx, rstd * (magnitude * (2 * adds + 16) * kUnit + 3 * drift * (size_gn + size_g + std::fabs(g))) + kUnit * std::fabs(before),
-                  "%s dx %ld %ld", where, t, i);
+      const double dx_bound = rstd * (magnitude * (2 * adds + 16) * kUnit + 3 * drift * (size_gn + size_g + std::fabs(g)));
+      CHECK_CLOSE(out.dx[t * c.C + i], before + dx, dx_bound + kUnit * std::fabs(before), "%s dx %ld %ld", where, t, i);
       dw[static_cast<size_t>(i)] += dy[i] * n, db[static_cast<size_t>(i)] += dy[i];
       dw_bound[static_cast<size_t>(i)] += std::fabs(dy[i]) * (n_error + std::fabs(n) * 2 * kUnit);
-      db_bound[static_cast<size_t>(i)] += std::fabs(dy[i]);
+      dw_size[static_cast<size_t>(i)] += std::fabs(dy[i] * n);
+      db_size[static_cast<size_t>(i)] += std::fabs(dy[i]);
     }
   }
   for (size_t i = 0; i < dw.size(); ++i) {
     const double sums = static_cast<double>(c.T + 34) * kUnit;  // T rows in at most 32 slices, then onto what was there
-    CHECK_CLOSE(out.dw[static_cast<int64_t>(i)], c.dw[i] + dw[i], dw_bound[i] + sums * (std::fabs(c.dw[i]) + dw_bound[i] / kUnit), "%s dw %zu", where, i);
-    if (centred) CHECK_CLOSE(out.db[static_cast<int64_t>(i)], c.db[i] + db[i], sums * (std::fabs(c.db[i]) + db_bound[i]), "%s db %zu", where, i);
+    const int64_t at = static_cast<int64_t>(i);
+    CHECK_CLOSE(out.dw[at], c.dw[i] + dw[i], dw_bound[i] + sums * (std::fabs(c.dw[i]) + dw_size[i]), "%s dw %ld", where, at);
+    if (centred) CHECK_CLOSE(out.db[at], c.db[i] + db[i], sums * (std::fabs(c.db[i]) + db_size[i]), "%s db %ld", where, at);
   }
   CHECK(out.intact(), "%s wrote outside", where);
 }
@@ -113,7 +115,7 @@ void test_same_bits() {
       CpuBackend one(1), two(2);
       one.set_isa(isa), two.set_isa(isa);
       const Outputs a = run(one, c, centred, false), b = run(two, c, centred, false), again = run(two, c, centred, false);
-      CHECK(a.y == b.y && a.rstd == b.rstd && a.dx == b.dx && a.dw == b.dw && a.db == b.db, "threads change bits");
+      CHECK(a.y == b.y && a.mean == b.mean && a.rstd == b.rstd && a.dx == b.dx && a.dw == b.dw && a.db == b.db, "threads change bits");
       CHECK(b.dx == again.dx && b.dw == again.dw && b.db == again.db, "a second run changes bits");
       const Outputs frozen = run(two, c, centred, false, false);
       const Guarded<float> dw(c.C, c.dw), db(c.C, c.db);
@@ -141,7 +143,8 @@ void test_rows_alone() {
         Outputs clean = run(backend, c, centred, false), out = run(backend, broken, centred, false);
         for (int64_t i = 0; i < 129; ++i) {
           CHECK(out.y[i] == clean.y[i] && out.dx[i] == clean.dx[i], "%s row 0 changed at %ld", name, i);
-          CHECK(out.y[258 + i] == clean.y[258 + i] && out.dx[258 + i] == clean.dx[258 + i], "%s row 2 changed at %ld", name, i);
+          const int64_t next = 258 + i;
+          CHECK(out.y[next] == clean.y[next] && out.dx[next] == clean.dx[next], "%s row 2 changed at %ld", name, i);
         }
         // x^2 overflows for 1e30: rstd is 0 and so is the row, as in the plain f32 formula
         const bool spreads = std::isnan(bad) || (centred && std::isinf(bad));

@@ -44,7 +44,10 @@ struct State {
   std::vector<float> gradient;
   explicit State(int64_t size)
       : master(size, noise(size, 43)), first(size, noise(size, 44, 0.1f)), second(size), working(size), gradient(noise(size, 45, 2.0f)) {
-    for (int64_t i = 0; i < size; ++i) second.data()[i] = i % 5 == 0 ? 0.0f : 0.01f + gradient[static_cast<size_t>(i)] * gradient[static_cast<size_t>(i)];
+    for (int64_t i = 0; i < size; ++i) {
+      const float g = gradient[static_cast<size_t>(i)];
+      second.data()[i] = i % 5 == 0 ? 0.0f : 0.01f + g * g;
+    }
   }
   bool operator==(const State& other) const {
     return master == other.master && first == other.first && second == other.second && working == other.working;
@@ -77,17 +80,21 @@ void test_adamw() {
         step(backend, state, number, true);
         step(backend, no_copy, number, false);
         for (int64_t i = 0; i < size; ++i) {
-          const double g = 0.75 * state.gradient[static_cast<size_t>(i)], old_m = before.first[i], old_v = before.second[i], old_w = before.master[i];
+          const double g = 0.75 * state.gradient[static_cast<size_t>(i)];
+          const double old_m = before.first[i], old_v = before.second[i], old_w = before.master[i];
           const double m = 0.9 * old_m + 0.1 * g, v = 0.999 * old_v + 0.001 * g * g;
           const double rate = 1e-3 / (1 - std::pow(0.9, number)), bottom = std::sqrt(v) / std::sqrt(1 - std::pow(0.999, number)) + 1e-8;
           const double w = old_w * (1 - 1e-3 * 0.05) - rate * m / bottom;
           const double m_bound = 4 * kUnit * (std::fabs(0.9 * old_m) + std::fabs(0.1 * g));
           CHECK_CLOSE(state.first[i], m, m_bound, "%s m %ld", name, i);
           CHECK_CLOSE(state.second[i], v, 6 * kUnit * v + kTiny, "%s v %ld", name, i);
-          CHECK_CLOSE(state.master[i], w, kUnit * std::fabs(w) + 4 * kUnit * 5e-5 * std::fabs(old_w) + rate / bottom * (m_bound + 12 * kUnit * std::fabs(m)), "%s w %ld step %ld", name, i, number);
+          const double step_bound = rate / bottom * (m_bound + 12 * kUnit * std::fabs(m)) + 4 * kUnit * 5e-5 * std::fabs(old_w);
+          const double w_bound = kUnit * std::fabs(w) + step_bound;
+          CHECK_CLOSE(state.master[i], w, w_bound, "%s w %ld step %ld", name, i, number);
           CHECK(state.working[i] == plumbline::float_to_bf16(state.master[i]), "%s bf16 %ld", name, i);
         }
-        CHECK(state.master.intact() && state.first.intact() && state.second.intact() && state.working.intact(), "%s wrote outside", name);
+        const bool intact = state.master.intact() && state.first.intact() && state.second.intact() && state.working.intact();
+        CHECK(intact, "%s wrote outside", name);
         CHECK(no_copy.master == state.master && no_copy.working == Guarded<uint16_t>(size), "%s without a bf16 copy", name);
       }
   });
@@ -99,7 +106,8 @@ void test_adamw() {
 
 // The bf16 copy of numbers half way between two, and of NaN: learning rate 0 leaves finite weights.
 void test_rounding() {
-  const std::vector<uint32_t> bits = {0x3f808000, 0x3f818000, 0x3f808001, 0x3f807fff, 0xbf818000, 0x7f7fffff, 0xff7fffff, 0x7fc00000, 0x7f800001, 0xffffffff, 0x00000001, 0x00008000, 0x80000000, 0x00000000, 0x3f800000};
+  const std::vector<uint32_t> bits = {0x3f808000, 0x3f818000, 0x3f808001, 0x3f807fff, 0xbf818000, 0x7f7fffff, 0xff7fffff, 0x7fc00000, 0x7f800001,
+                                      0xffffffff, 0x00000001, 0x00008000, 0x80000000, 0x00000000, 0x3f800000};
   for_each_variant([&](CpuBackend& backend, const char* name) {
     const int64_t size = static_cast<int64_t>(bits.size());
     Guarded<float> weight(size);
@@ -111,9 +119,8 @@ void test_rounding() {
     for (int64_t i = 0; i < size; ++i) {
       float value;
       std::memcpy(&value, &bits[static_cast<size_t>(i)], 4);
-      const bool is_nan = std::isnan(value);
-      const uint16_t want = plumbline::float_to_bf16(value);
-      CHECK(is_nan ? std::isnan(plumbline::bf16_to_float(working[i])) : working[i] == want, "%s %08x -> %04x", name, bits[static_cast<size_t>(i)], working[i]);
+      const bool right = std::isnan(value) ? std::isnan(plumbline::bf16_to_float(working[i])) : working[i] == plumbline::float_to_bf16(value);
+      CHECK(right, "%s %08x -> %04x", name, bits[static_cast<size_t>(i)], working[i]);
     }
   });
 }

@@ -1,18 +1,20 @@
 /** A model of a few thousand parameters, and data for it. */
 import { newConfig } from '../../lib/model/config';
 import { LatentModel } from '../../lib/model/latentModel';
-import type { NativeParameterInfo, ParameterSlot, StorageDType } from '../../lib/native';
+import { native, type NativeParameterInfo, type ParameterSlot, type StorageDType } from '../../lib/native';
 import type { TrainingData, TrainingSample } from '../../lib/train';
 import { mix } from '../../lib/train/random';
 
 const IMAGE = 40;
 export const END = 44;
 
-export async function tinyModel(options: { seed?: number; dtype?: StorageDType } = {}): Promise<LatentModel> {
+export async function tinyModel(options: { seed?: number; dtype?: StorageDType; initializerRange?: number } = {}): Promise<LatentModel> {
+  native().setThreads(1);   // so little work is slower when shared, above all on a busy machine
   const config = newConfig({
     text: { hidden: 32, layers: 2, heads: 4, kvHeads: 2, intermediate: 48, vocab: 48, mropeSection: [2, 1, 1], ropeTheta: 1000 },
     vision: { depth: 1, width: 16, heads: 2, mlpWidth: 24 },
     tokens: { image: IMAGE, video: 41, visionStart: 42, visionEnd: 43, eos: END, pad: 45 },
+    initializerRange: options.initializerRange ?? 0.02,
   });
   return LatentModel.create(config, { seed: options.seed ?? 1, dtype: options.dtype ?? 'f32' });
 }
@@ -23,7 +25,7 @@ export function sample(index: number): TrainingSample {
   const words = (place: number, count: number): number[] => Array.from({ length: count }, (_, n) => draw(place + n, 40));
   const pictures = Array.from({ length: draw(0, 3) }, (_, n) => {
     const [height, width] = [28 * (1 + draw(10 + n, 2)), 28 * (1 + draw(20 + n, 2))];
-    return { pixels: Uint8Array.from({ length: height * width * 3 }, (__, i) => mix(index, n, i) & 255), frames: 1, height, width };
+    return { pixels: noise(mix(index, n), height * width * 3), frames: 1, height, width };
   });
   return {
     pictures,
@@ -31,6 +33,16 @@ export function sample(index: number): TrainingSample {
     steps: Array.from({ length: draw(2, 4) }, (_, n) => words(200 + 10 * n, 1 + draw(30 + n, 3))),
     answer: [...words(300, 1), END],
   };
+}
+
+/** Bytes of a linear congruential generator; `mix` for each pixel takes seconds inside jest, whose globals are slow. */
+function noise(seed: number, length: number): Uint8Array {
+  const bytes = new Uint8Array(length);
+  for (let i = 0, state = seed % 2147483647; i < length; i++) {
+    state = (state * 48271) % 2147483647;
+    bytes[i] = state >> 8;
+  }
+  return bytes;
 }
 
 export const endless: TrainingData = { at: sample };
