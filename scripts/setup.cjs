@@ -45,10 +45,11 @@ function npmPackages() {
   const stamp = join(root, 'node_modules', '.plumbline-lock');
   const now = fingerprint(['package-lock.json']);
   if (existsSync(stamp) && readFileSync(stamp, 'utf8') === now) return;
-  const isFirst = !existsSync(join(root, 'node_modules'));
-  say(`installing npm packages (npm ${isFirst ? 'ci' : 'install'})`);
-  run('npm', [isFirst ? 'ci' : 'install', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error']);
-  writeFileSync(stamp, fingerprint(['package-lock.json']));
+  say('installing npm packages');
+  // Not `npm ci`: it refuses a lock file that was written behind a registry without the binaries of every other platform.
+  // --no-save keeps the locked versions and writes neither file.
+  run('npm', ['install', '--no-save', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error']);
+  writeFileSync(stamp, now);
 }
 
 function setup({ dev = false } = {}) {

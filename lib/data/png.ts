@@ -1,6 +1,6 @@
 import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import sharp from 'sharp';
+import sharp, { type Sharp } from 'sharp';
 import { integer } from '../check';
 import { fail } from '../errors';
 import type { DigitGridSample } from './digitGrid';
@@ -52,7 +52,7 @@ export async function writeContactSheet(samples: readonly DigitGridSample[], pat
     .composite([...pictures, { input: Buffer.from(svg), left: 0, top: 0 }]).png().toFile(path);
 }
 
-function rgb({ data, width, height }: Picture): sharp.Sharp {
+function rgb({ data, width, height }: Picture): Sharp {
   return sharp(data, { raw: { width, height, channels: 3 } });
 }
 

@@ -115,7 +115,7 @@ void CpuBackend::gemv(const GemmCall& call) {
   const int64_t row_bytes = call.K * (call.b_is_bf16 ? 2 : 4), share = call.N * row_bytes / (8 * static_cast<int64_t>(threads()));
   int64_t cols;  // of a tile
   if (dot)       // 32 KB to 512 KB of weights: 2 to 30 us
-    cols = even_piece(call.N, std::clamp<int64_t>(share, 32 << 10, 512 << 10) / std::max<int64_t>(row_bytes, 1), 12);
+    cols = even_piece(call.N, std::clamp<int64_t>(share, 32 << 10, 512 << 10) / std::max<int64_t>(row_bytes, 1), 24);
   else           // wide enough for whole lines of every weight row, narrow enough for c to stay in L1
     cols = even_piece(call.N, std::clamp<int64_t>(call.N / (2 * static_cast<int64_t>(threads())), 256, 1024), 32);
   parallel(ceil_div(call.N, cols), [&](int64_t index, int32_t) {

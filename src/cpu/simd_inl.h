@@ -1,6 +1,7 @@
 // Vectors of PLUMBLINE_LANES floats for one instruction set; included by foreach_isa.h inside its namespace.
 typedef float vec __attribute__((vector_size(4 * PLUMBLINE_LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * PLUMBLINE_LANES)));
+typedef uint32_t uvec __attribute__((vector_size(4 * PLUMBLINE_LANES)));
 static constexpr int kLanes = PLUMBLINE_LANES;
 
 #define PLUMBLINE_INLINE static inline __attribute__((always_inline))
@@ -108,6 +109,6 @@ PLUMBLINE_INLINE vec exp_nonpositive(vec x) {
   p = fma(p, r, splat(0.5f));
   p = fma(p, r, splat(1.0f));
   p = fma(p, r, splat(1.0f));
-  const ivec scale = ((ivec)shifted << 23) + splat_int(127 << 23);  // 2^n; the bits of `magic` leave at the top
+  const uvec scale = ((uvec)shifted << 23) + (uvec)splat_int(127 << 23);  // 2^n; the bits of `magic` leave at the top
   return x < limit ? splat(0.0f) : p * (vec)scale;
 }
