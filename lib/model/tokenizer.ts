@@ -1,6 +1,6 @@
 /** tokenizer.json and the chat template of a checkpoint, through Hugging Face's own JavaScript packages. */
-import type { Tokenizer as HubTokenizer } from '@huggingface/tokenizers' with { 'resolution-mode': 'import' };
-import type { Template as HubTemplate } from '@huggingface/jinja' with { 'resolution-mode': 'import' };
+import type { Tokenizer as HubTokenizer } from '@huggingface/tokenizers';
+import type { Template as HubTemplate } from '@huggingface/jinja';
 import { fail } from '../errors';
 import type { CompanionFiles } from './checkpoint';
 import { isObject, own, type JsonObject } from './jsonReader';

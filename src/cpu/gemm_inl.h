@@ -9,7 +9,7 @@ static constexpr int kTileRows = 6, kTileVecs = 2;   // 12 of 16
 static constexpr int kTileRows = 4, kTileVecs = 2;   // 8 of 16
 #endif
 static constexpr int kTileCols = kTileVecs * kLanes;
-static constexpr int64_t kPrefetchRows = 16;  // fetched ahead while packing: 3 to 18 % of a gradient (Zen 3, operands in L3)
+static constexpr int64_t kPrefetchRows = 16;  // fetched ahead while packing: between nothing and 18 % of a gradient in four pairs of runs (Zen 3)
 
 // Interleaving within each group of four lanes (128 bits), which is one cheap instruction on every set.
 #if PLUMBLINE_LANES == 16

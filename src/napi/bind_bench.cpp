@@ -72,10 +72,36 @@ std::vector<double> bench_attention(CpuBackend& backend, const Sizes& s, int64_t
   });
 }
 
+// One thread's part of the reading roof: eight streams side by side, as many as the hardware prefetchers of one core follow. One
+// stream alone reads a fifth less (Zen 3), which would flatter everything that is divided by it.
+float read_streams(const float* data, int64_t floats) {
+  typedef float wide __attribute__((vector_size(32)));
+  constexpr int64_t kStreams = 8, kWide = 8;
+  const int64_t length = floats / kStreams / (2 * kWide) * (2 * kWide);
+  wide sum[2 * kStreams] = {};
+  for (int64_t i = 0; i < length; i += 2 * kWide)
+    for (int64_t stream = 0; stream < kStreams; ++stream) {
+      wide first, second;
+      std::memcpy(&first, data + stream * length + i, sizeof(wide));
+      std::memcpy(&second, data + stream * length + i + kWide, sizeof(wide));
+      sum[2 * stream] += first, sum[2 * stream + 1] += second;
+    }
+  wide total = {};
+  for (const wide& part : sum) total += part;
+  float result = 0;
+  for (int64_t lane = 0; lane < kWide; ++lane) result += total[lane];
+  return result;
+}
+
 std::vector<double> bench_read(CpuBackend& backend, const Sizes& s, int64_t repeats, const CancelFlag& flag) {
   const std::vector<float> data = noise(s[0] / 4);
-  volatile double sink = 0;
-  return repeat(repeats, flag, [&] { sink = sink + backend.sum_squares(data.data(), size_of(data)); });
+  const int64_t parts = 4 * backend.threads(), length = size_of(data) / parts;
+  std::vector<float> sums(static_cast<size_t>(parts));
+  volatile float sink = 0;
+  return repeat(repeats, flag, [&] {
+    backend.pool().parallel_for(parts, &flag, [&](int64_t part, int32_t) { sums[static_cast<size_t>(part)] = read_streams(data.data() + part * length, length); });
+    sink = sink + sums[0];
+  });
 }
 
 // Twelve independent chains of multiply-adds in registers: more than the eight that fill two units of latency four.

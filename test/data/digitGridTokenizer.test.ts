@@ -1,8 +1,8 @@
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type * as Jinja from '@huggingface/jinja' with { 'resolution-mode': 'import' };
-import type * as Tokenizers from '@huggingface/tokenizers' with { 'resolution-mode': 'import' };
+import type * as Jinja from '@huggingface/jinja';
+import type * as Tokenizers from '@huggingface/tokenizers';
 import {
   DIGIT_GRID_TOKENS, DIGIT_GRID_VOCABULARY, digitGridAnswer, digitGridReply, encodeDigitGrid, recordAt, writeDigitGridTokenizer,
   type DigitGridRecord,
