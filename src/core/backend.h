@@ -60,9 +60,13 @@ class Backend {
   virtual ~Backend() = default;
   virtual const char* name() const = 0;
   void set_cancel(const CancelFlag* flag) { cancel_ = flag; }  // flag of the running job, or null
+  void poll() const {                                          // for loops outside the operations
+    if (cancel_ && cancel_->is_set()) throw Cancelled{};
+  }
 
   // Memory: 64-byte aligned, contents undefined. Throws ERR_OUT_OF_MEMORY naming the size.
   virtual void* allocate(size_t bytes) = 0;
+  virtual void* allocate_zeroed(size_t bytes) = 0;  // large blocks are zero without being touched
   virtual void release(void* data, size_t bytes) = 0;
   virtual void fill(float* data, float value, int64_t size) = 0;
   virtual void upload(void* device, const void* host, size_t bytes) = 0;
@@ -91,8 +95,6 @@ class Backend {
   virtual void swiglu_grad(const float* gate_up_T2I, const float* dout_TI, float* dgate_up_T2I, int64_t T, int64_t I) = 0;
   virtual void activate(Activation kind, const float* x, float* y, int64_t size) = 0;                      // y may be x
   virtual void activate_grad(Activation kind, const float* x, const float* dy, float* dx, int64_t size) = 0;  // dx may be dy
-
-  virtual void add(const float* x, float* y, int64_t size) = 0;  // y += x
 
   // Rotate-half convention in place: pair (j, j + d/2) of each head turns by the angle with cos/sin [T, d/2].
   // inverse: turns back (which is the backward pass). Row t, head h at x + t * row_stride + h * d.
@@ -123,6 +125,8 @@ class Backend {
 
   virtual double sum_squares(const float* x, int64_t size) = 0;
   virtual void adamw(const AdamWUpdate& update) = 0;
+  // x[i] = scale * n(key, first + i), n standard normal: each value depends on the key and its own index alone.
+  virtual void fill_normal(float* x, int64_t size, int64_t first, uint64_t key, float scale) = 0;
   // Index of the first NaN or infinity, or -1.
   virtual int64_t first_non_finite(const void* x, DType dtype, int64_t size) = 0;
 

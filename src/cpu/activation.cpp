@@ -47,13 +47,4 @@ void CpuBackend::activate_grad(Activation kind, const float* x, const float* dy,
   });
 }
 
-void CpuBackend::add(const float* x, float* y, int64_t size) {
-  const auto kernel = PLUMBLINE_PICK(isa_, add_range);
-  const Tiles tiles = tile_elements(size);
-  parallel(tiles.count, [&](int64_t tile, int32_t) {
-    const int64_t i = tiles.begin(tile);
-    kernel(x + i, y + i, tiles.end(tile) - i);
-  });
-}
-
 }  // namespace plumbline

@@ -120,8 +120,3 @@ static void swiglu_grad_rows(const float* gate_up, const float* dout, float* dga
   }
 }
 
-static void add_range(const float* x, float* y, int64_t size) {
-  int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) store(y + i, load(y + i) + load(x + i));
-  for (; i < size; ++i) y[i] += x[i];
-}

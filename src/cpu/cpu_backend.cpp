@@ -100,6 +100,16 @@ void* CpuBackend::scratch(int32_t thread, size_t bytes) {
 
 void* CpuBackend::allocate(size_t bytes) { return aligned_memory(bytes); }
 
+void* CpuBackend::allocate_zeroed(size_t bytes) {
+  void* data = aligned_memory(bytes);
+#if defined(__linux__)
+  // dropped pages come back as zeros when they are touched: gigabytes of weights cost nothing here
+  if (bytes >= 2 * kHugePage && madvise(data, (bytes + kHugePage - 1) / kHugePage * kHugePage, MADV_DONTNEED) == 0) return data;
+#endif
+  std::memset(data, 0, bytes);
+  return data;
+}
+
 void CpuBackend::release(void* data, size_t) { std::free(data); }
 
 void CpuBackend::fill(float* data, float value, int64_t size) {

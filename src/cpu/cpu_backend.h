@@ -24,12 +24,13 @@ class CpuBackend final : public Backend {
   void set_isa(Isa isa);                 // throws ERR_BACKEND_UNAVAILABLE when this machine lacks it
   Isa isa() const { return isa_; }
   static std::string gemm_name();        // "onednn 2.6.0" or "portable"
-  // Multiply-adds done by GEMMs, and seconds spent in them, since construction: for `npm run bench`.
+  // Operations (2 M N K) done by GEMMs, and seconds spent in them, since construction: for `npm run bench`.
   double gemm_seconds() const { return gemm_seconds_; }
   double gemm_flops() const { return gemm_flops_; }
   ThreadPool& pool() { return *pool_; }
 
   void* allocate(size_t bytes) override;
+  void* allocate_zeroed(size_t bytes) override;
   void release(void* data, size_t bytes) override;
   void fill(float* data, float value, int64_t size) override;
   void upload(void* device, const void* host, size_t bytes) override;
@@ -51,7 +52,6 @@ class CpuBackend final : public Backend {
   void swiglu_grad(const float* gate_up_T2I, const float* dout_TI, float* dgate_up_T2I, int64_t T, int64_t I) override;
   void activate(Activation kind, const float* x, float* y, int64_t size) override;
   void activate_grad(Activation kind, const float* x, const float* dy, float* dx, int64_t size) override;
-  void add(const float* x, float* y, int64_t size) override;
 
   void rotary(float* x, int64_t row_stride, int32_t heads, int32_t d, const float* cos_Th, const float* sin_Th, int64_t T,
               bool inverse) override;
@@ -69,6 +69,7 @@ class CpuBackend final : public Backend {
                      int64_t R, int64_t V) override;
   double sum_squares(const float* x, int64_t size) override;
   void adamw(const AdamWUpdate& update) override;
+  void fill_normal(float* x, int64_t size, int64_t first, uint64_t key, float scale) override;
   int64_t first_non_finite(const void* x, DType dtype, int64_t size) override;
   void patch_rows(const uint8_t* frames, int32_t num_frames, int32_t height, int32_t width, int32_t patch, int32_t merge,
                   int32_t temporal, const float* mean_3, const float* std_3, float* rows) override;

@@ -37,7 +37,6 @@ PLUMBLINE_INLINE vec fma(vec a, vec b, vec c) {  // a * b + c
 }
 
 PLUMBLINE_INLINE vec max(vec a, vec b) { return a > b ? a : b; }
-PLUMBLINE_INLINE vec min(vec a, vec b) { return a < b ? a : b; }
 
 // Widens kLanes bf16 values.
 PLUMBLINE_INLINE vec load_bf16(const uint16_t* p) {
@@ -67,34 +66,8 @@ PLUMBLINE_INLINE float max_lanes(vec v) {
   return best;
 }
 
-// e^x, relative error below 2.4e-7 (measured over the normal range); 0 below -87.3, inf above 88.7, NaN stays NaN. Cody-Waite reduction by ln 2 in two parts,
-// degree-6 polynomial on [-ln2/2, ln2/2].
-PLUMBLINE_INLINE vec exp_vec(vec x) {
-  const vec limit_low = splat(-87.336544f), limit_high = splat(88.722839f);
-  const vec clamped = min(max(x, limit_low), limit_high);
-  const vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const vec shifted = fma(clamped, splat(1.44269504f), magic);
-  const vec n = shifted - magic;
-  vec r = fma(n, splat(-0.693145752f), clamped);
-  r = fma(n, splat(-1.42860677e-6f), r);
-  vec p = splat(1.3888889e-3f);
-  p = fma(p, r, splat(8.3333333e-3f));
-  p = fma(p, r, splat(4.1666667e-2f));
-  p = fma(p, r, splat(1.6666667e-1f));
-  p = fma(p, r, splat(0.5f));
-  p = fma(p, r, splat(1.0f));
-  p = fma(p, r, splat(1.0f));
-  // 2^n in two factors, so that n = 128 (just below overflow) does not overflow early
-  const ivec whole = (ivec)shifted - (ivec)magic;
-  const ivec half = whole >> 1;
-  const vec scale_a = (vec)((half + 127) << 23), scale_b = (vec)((whole - half + 127) << 23);
-  vec y = p * scale_a * scale_b;
-  y = x < limit_low ? splat(0.0f) : y;
-  y = x > limit_high ? splat(__builtin_inff()) : y;
-  return x != x ? x : y;
-}
-
-// e^x for x <= 0 (or NaN, which stays): the same accuracy at half the cost: 2^n needs no second factor, the result no upper limit.
+// e^x for x <= 0 (or NaN, which stays), relative error below 2.4e-7 (measured over the normal range); 0 below -87.3. Cody-Waite
+// reduction by ln 2 in two parts, degree-6 polynomial on [-ln2/2, ln2/2].
 PLUMBLINE_INLINE vec exp_nonpositive(vec x) {
   const vec limit = splat(-87.336544f), magic = splat(12582912.0f);
   const vec clamped = max(limit, x);  // in this order NaN passes, and stays in p

@@ -14,7 +14,8 @@ int32_t KeyValueCache::add() {
 }
 
 int32_t KeyValueCache::fork(int32_t sequence) {
-  const Sequence copy = sequences_.at(sequence);
+  Sequence copy = sequences_.at(sequence);
+  copy.pages.resize(static_cast<size_t>((copy.length + kPageRows - 1) / kPageRows));  // not those that a failed pass had reserved
   for (int32_t page : copy.pages) ++pages_[static_cast<size_t>(page)].references;
   sequences_.emplace(next_sequence_, copy);
   return next_sequence_++;

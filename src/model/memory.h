@@ -1,5 +1,6 @@
 #pragma once
 // Owned backend memory, and a pool of blocks by size so that a steady state allocates nothing.
+#include <algorithm>
 #include <cstddef>
 #include <map>
 #include <memory>
@@ -12,7 +13,8 @@ namespace plumbline {
 
 class Block {
  public:
-  Block(Backend& backend, size_t bytes) : backend_(&backend), bytes_(bytes), data_(backend.allocate(bytes)) {}
+  Block(Backend& backend, size_t bytes, bool zeroed = false)
+      : backend_(&backend), bytes_(bytes), data_(zeroed ? backend.allocate_zeroed(bytes) : backend.allocate(bytes)) {}
   ~Block() { backend_->release(data_, bytes_); }
   Block(const Block&) = delete;
   Block& operator=(const Block&) = delete;
@@ -44,28 +46,39 @@ class Pool {
 
   Buffer take(int64_t floats) {
     const size_t bytes = static_cast<size_t>(floats > 0 ? floats : 1) * sizeof(float);
-    auto found = free_.lower_bound(bytes);
-    if (found != free_.end() && found->first <= bytes + bytes / 2) {
-      Block* block = found->second.release();
-      free_.erase(found);
-      return Buffer(block, Returner(this));
-    }
     const size_t rounded = (bytes + bytes / 8 + 4095) / 4096 * 4096;
-    auto block = std::make_unique<Block>(backend_, rounded);
-    held_ += rounded;
+    auto found = free_.lower_bound(bytes);
+    std::unique_ptr<Block> block;
+    if (found != free_.end() && found->first <= std::max(rounded, bytes + bytes / 2)) {
+      block = std::move(found->second);
+      free_.erase(found);
+    } else {
+      block = std::make_unique<Block>(backend_, rounded);
+      held_ += rounded;
+    }
+    used_ += block->bytes();
+    peak_ = std::max(peak_, used_);
     return Buffer(block.release(), Returner(this));
   }
   size_t bytes() const { return held_; }
+  // Gives free blocks back when they are more than the largest use since the last call: one long batch must not keep its memory
+  // for life, and batches of about the same size must not allocate.
   void trim() {
-    for (const auto& entry : free_) held_ -= entry.first;
-    free_.clear();
+    if (held_ > 2 * peak_) {
+      for (const auto& entry : free_) held_ -= entry.first;
+      free_.clear();
+    }
+    peak_ = used_;
   }
 
  private:
-  void give_back(Block* block) { free_.emplace(block->bytes(), std::unique_ptr<Block>(block)); }
+  void give_back(Block* block) {
+    used_ -= block->bytes();
+    free_.emplace(block->bytes(), std::unique_ptr<Block>(block));
+  }
   Backend& backend_;
   std::multimap<size_t, std::unique_ptr<Block>> free_;
-  size_t held_ = 0;
+  size_t held_ = 0, used_ = 0, peak_ = 0;
 };
 
 using Buffer = Pool::Buffer;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "../core/error.h"
 
@@ -32,25 +33,10 @@ float half_to_float(uint16_t half) {
   return value;
 }
 
-uint64_t mix(uint64_t x) {  // splitmix64's finaliser
-  x += 0x9e3779b97f4a7c15ull;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-  return x ^ (x >> 31);
-}
-
 uint64_t hash_name(const std::string& name) {  // FNV-1a
   uint64_t hash = 0xcbf29ce484222325ull;
   for (unsigned char c : name) hash = (hash ^ c) * 0x100000001b3ull;
   return hash;
-}
-
-float normal_at(uint64_t key, int64_t index) {  // Box-Muller on a counter: element i depends on (key, i) alone
-  const uint64_t bits = mix(key ^ mix(static_cast<uint64_t>(index >> 1)));
-  const double u = (static_cast<double>(bits >> 32) + 0.5) / 4294967296.0;
-  const double v = static_cast<double>(bits & 0xffffffffu) / 4294967296.0;
-  const double radius = std::sqrt(-2.0 * std::log(u)), angle = 6.283185307179586 * v;
-  return static_cast<float>(radius * (index & 1 ? std::sin(angle) : std::cos(angle)));
 }
 
 }  // namespace
@@ -60,7 +46,7 @@ Parameters::Parameters(Backend& backend, const ModelSpec& spec) : backend_(backe
   append_vision(spec.vision);
   matrix_dtype_ = DType::f32;
   for (const ExtraSpec& extra : spec.extras) append(extra.name, extra.shape);
-  value_ = std::make_unique<Block>(backend_, std::max<size_t>(value_bytes_, kAlignment));
+  value_ = std::make_unique<Block>(backend_, std::max<size_t>(value_bytes_, kAlignment), true);
   matrix_dtype_ = spec.dtype;
 }
 
@@ -168,35 +154,39 @@ void Parameters::read(const Parameter& p, Slot slot, float* out) {
   }
 }
 
-void Parameters::write(const Parameter& p, Slot slot, const float* in) {
-  const size_t bytes = static_cast<size_t>(p.size) * sizeof(float);
-  if (slot != Slot::value) return backend_.upload(state_pointer(p, slot), in, bytes);
-  if (p.dtype == DType::f32) return backend_.upload(value_pointer(p), in, bytes);
-  std::vector<uint16_t> bits(static_cast<size_t>(std::min(p.size, kChunk)));
-  uint16_t* to = static_cast<uint16_t*>(value_pointer(p));
-  for (int64_t start = 0; start < p.size; start += kChunk) {
-    const int64_t n = std::min(kChunk, p.size - start);
-    for (int64_t i = 0; i < n; ++i) bits[static_cast<size_t>(i)] = float_to_bf16(in[start + i]);
-    backend_.upload(to + start, bits.data(), static_cast<size_t>(n) * 2);
-  }
-  if (master_) backend_.upload(master_->floats() + p.state_offset, in, bytes);
+void Parameters::write_values(const Parameter& p, int64_t start, int64_t count, const float* in) {
+  const size_t bytes = static_cast<size_t>(count) * sizeof(float);
+  if (p.dtype == DType::f32) return backend_.upload(static_cast<float*>(value_pointer(p)) + start, in, bytes);
+  std::vector<uint16_t> bits(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) bits[static_cast<size_t>(i)] = float_to_bf16(in[i]);
+  backend_.upload(static_cast<uint16_t*>(value_pointer(p)) + start, bits.data(), bits.size() * 2);
+  if (master_) backend_.upload(master_->floats() + p.state_offset + start, in, bytes);
 }
 
-void Parameters::write_raw(const Parameter& p, const std::string& kind, const void* bytes) {
+void Parameters::write(const Parameter& p, Slot slot, const float* in) {
+  if (slot != Slot::value) return backend_.upload(state_pointer(p, slot), in, static_cast<size_t>(p.size) * sizeof(float));
+  for (int64_t start = 0; start < p.size; start += kChunk) write_values(p, start, std::min(kChunk, p.size - start), in + start);
+}
+
+void Parameters::write_raw(const Parameter& p, const std::string& kind, int64_t start, int64_t count, const void* bytes) {
   const bool is_f32 = kind == "F32", is_bf16 = kind == "BF16";
   require(is_f32 || is_bf16 || kind == "F16", "ERR_DTYPE", "[Model.load] Expected '" + p.name + "' to be stored as F32, F16 or BF16 but received " + kind);
-  std::vector<float> wide;
-  const float* values = static_cast<const float*>(bytes);
-  if (!is_f32) {
-    wide.resize(static_cast<size_t>(p.size));
-    const uint16_t* bits = static_cast<const uint16_t*>(bytes);
-    for (int64_t i = 0; i < p.size; ++i) wide[static_cast<size_t>(i)] = is_bf16 ? bf16_to_float(bits[i]) : half_to_float(bits[i]);
-    values = wide.data();
+  std::vector<float> values(static_cast<size_t>(std::min(count, kChunk)));
+  for (int64_t done = 0; done < count; done += kChunk) {
+    backend_.poll();
+    const int64_t n = std::min(kChunk, count - done);
+    if (is_f32) std::memcpy(values.data(), static_cast<const char*>(bytes) + done * 4, static_cast<size_t>(n) * 4);
+    const char* halves = static_cast<const char*>(bytes) + done * 2;
+    for (int64_t i = 0; !is_f32 && i < n; ++i) {
+      uint16_t bits;
+      std::memcpy(&bits, halves + i * 2, 2);
+      values[static_cast<size_t>(i)] = is_bf16 ? bf16_to_float(bits) : half_to_float(bits);
+    }
+    const int64_t bad = backend_.first_non_finite(values.data(), DType::f32, n);
+    require(bad < 0, "ERR_CHECKPOINT", "[Model.load] Expected the values of '" + p.name + "' to be finite but element " + std::to_string(start + done + bad) +
+                                           " is NaN or infinite; the checkpoint is damaged or its training diverged");
+    write_values(p, start + done, n, values.data());
   }
-  const int64_t bad = backend_.first_non_finite(values, DType::f32, p.size);
-  require(bad < 0, "ERR_CHECKPOINT", "[Model.load] Expected the values of '" + p.name + "' to be finite but element " + std::to_string(bad) +
-                                         " is NaN or infinite; the checkpoint is damaged or its training diverged");
-  write(p, Slot::value, values);
 }
 
 void Parameters::read_raw_bf16(const Parameter& p, uint16_t* out) {
@@ -208,11 +198,15 @@ void Parameters::read_raw_bf16(const Parameter& p, uint16_t* out) {
 
 void Parameters::initialize(const Parameter& p, const std::string& kind, float scale, uint64_t seed) {
   require(kind == "normal" || kind == "constant", "ERR_ARGUMENT", "[Model.initialize] Expected kind to be 'normal' or 'constant' but received '" + kind + "'");
-  std::vector<float> values(static_cast<size_t>(p.size), scale);
-  const uint64_t key = mix(seed ^ hash_name(p.name));
-  if (kind == "normal")
-    for (int64_t i = 0; i < p.size; ++i) values[static_cast<size_t>(i)] = scale * normal_at(key, i);
-  write(p, Slot::value, values.data());
+  const Block staged(backend_, static_cast<size_t>(std::min(p.size, kChunk) + 1) * sizeof(float));
+  std::vector<float> values(static_cast<size_t>(std::min(p.size, kChunk)));
+  for (int64_t start = 0; start < p.size; start += kChunk) {
+    const int64_t n = std::min(kChunk, p.size - start);
+    if (kind == "normal") backend_.fill_normal(staged.floats(), n, start, seed ^ hash_name(p.name), scale);
+    else backend_.fill(staged.floats(), scale, n);
+    backend_.download(values.data(), staged.data(), static_cast<size_t>(n) * sizeof(float));
+    write_values(p, start, n, values.data());
+  }
 }
 
 Weight Parameters::weight(const std::string& name) const {
@@ -277,6 +271,7 @@ double Parameters::step(const OptimizerOptions& options) {
   // As the reference: min(1, max / (norm + 1e-6))
   const float factor = options.max_norm > 0 ? static_cast<float>(std::min(1.0, options.max_norm / (norm + 1e-6))) : 1.0f;
   if (!std::isfinite(norm)) return norm;  // the caller decides; the weights stay as they are
+  backend_.set_cancel(nullptr);           // an update that stops half-way would leave weights of no step at all
   for (const Parameter& p : list_) {
     if (!p.trainable) continue;
     AdamWUpdate update{};

@@ -41,15 +41,16 @@ class Parameters {
   // Slot contents as f32 (values of a bf16 parameter are widened / rounded to nearest even). master of an f32 parameter is its value.
   void read(const Parameter& p, Slot slot, float* out);
   void write(const Parameter& p, Slot slot, const float* in);
-  // Raw little-endian bytes as a safetensors file holds them: "F32" "F16" "BF16". Throws ERR_CHECKPOINT on NaN or infinity.
-  void write_raw(const Parameter& p, const std::string& kind, const void* bytes);
+  // Elements start .. start + count from little-endian bytes as a safetensors file holds them: "F32" "F16" "BF16". Throws
+  // ERR_CHECKPOINT on NaN or infinity.
+  void write_raw(const Parameter& p, const std::string& kind, int64_t start, int64_t count, const void* bytes);
   void read_raw_bf16(const Parameter& p, uint16_t* out);
   // kind: "normal" (mean 0, standard deviation scale), "constant" (scale). Counter-based: depends on seed, name and index alone.
   void initialize(const Parameter& p, const std::string& kind, float scale, uint64_t seed);
 
   // The matrix `name` together with those joined to it; a parameter of more than two dimensions is flattened to [shape[0], rest].
   Weight weight(const std::string& name) const;
-  const float* vector(const std::string& name) const;                // null when there is no such parameter
+  const float* vector(const std::string& name) const;
   // Null when gradients are off or neither `name` nor a parameter joined to it is trainable.
   float* gradient(const std::string& name);
   // Gradients of a linear layer's matrix and bias; the matrix's place is given too when only the bias is trainable (one call fills
@@ -70,6 +71,7 @@ class Parameters {
 
  private:
   bool wanted(size_t first) const;
+  void write_values(const Parameter& p, int64_t start, int64_t count, const float* in);
   void append(const std::string& name, std::vector<int64_t> shape, bool joined = false);
   void append_text(const TextSpec& text);
   void append_vision(const VisionSpec& vision);

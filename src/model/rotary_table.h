@@ -18,11 +18,23 @@ inline void text_rotary_table(const int32_t* positions_3T, int64_t T, const std:
     frequency[static_cast<size_t>(j)] = std::pow(theta, -2.0 * static_cast<double>(j) / static_cast<double>(head_dim));
     row[static_cast<size_t>(j)] = j < sections[0] ? 0 : j < sections[0] + sections[1] ? 1 : 2;
   }
+  int32_t last = -1;
+  for (int64_t i = 0; i < 3 * T; ++i) last = positions_3T[i] > last ? positions_3T[i] : last;
+  // A batch of many short sequences shares few positions: each angle is computed once, then copied.
+  const bool is_shared = last < T;
+  std::vector<float> cos_of, sin_of;
+  for (int64_t p = 0; is_shared && p <= last; ++p)
+    for (int64_t j = 0; j < half; ++j) {
+      const double angle = static_cast<double>(p) * frequency[static_cast<size_t>(j)];
+      cos_of.push_back(static_cast<float>(std::cos(angle)));
+      sin_of.push_back(static_cast<float>(std::sin(angle)));
+    }
   for (int64_t t = 0; t < T; ++t)
     for (int64_t j = 0; j < half; ++j) {
-      const double angle = positions_3T[row[static_cast<size_t>(j)] * T + t] * frequency[static_cast<size_t>(j)];
-      cos_Th[t * half + j] = static_cast<float>(std::cos(angle));
-      sin_Th[t * half + j] = static_cast<float>(std::sin(angle));
+      const int64_t position = positions_3T[row[static_cast<size_t>(j)] * T + t], entry = position * half + j;
+      const double angle = static_cast<double>(position) * frequency[static_cast<size_t>(j)];
+      cos_Th[t * half + j] = is_shared ? cos_of[static_cast<size_t>(entry)] : static_cast<float>(std::cos(angle));
+      sin_Th[t * half + j] = is_shared ? sin_of[static_cast<size_t>(entry)] : static_cast<float>(std::sin(angle));
     }
 }
 

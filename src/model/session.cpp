@@ -7,8 +7,6 @@
 namespace plumbline {
 namespace {
 
-constexpr int64_t kLogitBytes = int64_t{64} << 20;  // logits of large vocabularies are computed in chunks of rows
-
 std::string text(int64_t value) { return std::to_string(value); }
 
 Weight as_weight(const Buffer& rows, int64_t count, int64_t width) { return Weight{rows->data(), DType::f32, count, width}; }
@@ -16,8 +14,11 @@ Weight as_weight(const Buffer& rows, int64_t count, int64_t width) { return Weig
 }  // namespace
 
 Session::Impl::Impl(std::shared_ptr<Model> m, const SessionOptions& o)
-    : model(std::move(m)), options(o), pool(*model->backend), cache(*model->backend, model->spec.text, o.training), decoder(*model, pool, cache), vision(*model, pool) {
-  require(!o.training || model->parameters.training(), "ERR_ARGUMENT", "[Session] Expected the model's training to be enabled before a training session is made");
+    : model(std::move(m)), options(o), pool(*model->backend), cache(*model->backend, model->spec.text, o.training), decoder(*model, pool, cache), vision(*model, pool) {}
+
+// Here and not in the constructor, which runs on another thread than enable_training.
+void Session::Impl::check_training() const {
+  require(!options.training || model->parameters.training(), "ERR_ARGUMENT", "[Session] Expected the model's training to be enabled before a training session is used");
 }
 
 Session::Session(std::shared_ptr<Model> model, const SessionOptions& options) : impl_(std::make_unique<Impl>(std::move(model), options)) {}
@@ -76,19 +77,22 @@ void Session::free(int32_t sequence) {
   s.free_slots.push_back(slot);
   s.sequences.erase(sequence);
   s.cache.free(sequence);
+  if (s.sequences.empty()) s.drop_tape();
 }
+
+bool Session::has(int32_t sequence) const { return impl_->sequences.count(sequence) != 0; }
 
 int64_t Session::length(int32_t sequence) const {
   impl_->find(sequence, "length");
   return impl_->cache.length(sequence);
 }
 
-int64_t Session::visual_rows() const { return impl_->visual_rows; }
 int64_t Session::token_forwards() const { return impl_->token_forwards; }
 size_t Session::bytes() const { return impl_->pool.bytes() + impl_->cache.bytes(); }
 
 int32_t Session::encode(const std::vector<uint8_t>& frames, const std::vector<int32_t>& sizes) {
   Impl& s = *impl_;
+  s.check_training();
   require(sizes.size() % 3 == 0 && !sizes.empty(), "ERR_SHAPE", "[encode] Expected sizes to be [n, 3] with n >= 1 but received " + text(static_cast<int64_t>(sizes.size())) + " values");
   const bool keep = s.options.training && s.options.vision_gradient;
   VisionTape tape;
@@ -154,7 +158,7 @@ void Session::Impl::check_rows(const PassInput& input) const {
     require(position >= 0 && position < (1 << 24), "ERR_RANGE", "[extend] Expected positions in 0..2^24-1 but received " + text(position));
 }
 
-std::unique_ptr<Pass> Session::Impl::prepare(const PassInput& input) {
+std::unique_ptr<Pass> Session::Impl::prepare(PassInput input) {
   auto pass = std::make_unique<Pass>();
   PassRows& rows = pass->rows;
   rows.sequences = input.sequences, rows.cu_seqlens = input.cu_seqlens;
@@ -173,7 +177,7 @@ std::unique_ptr<Pass> Session::Impl::prepare(const PassInput& input) {
   rows.cos = pool.take(table), rows.sin = pool.take(table);
   model->backend->upload(rows.cos->data(), cos.data(), cos.size() * sizeof(float));
   model->backend->upload(rows.sin->data(), sin.data(), sin.size() * sizeof(float));
-  pass->input = input;
+  pass->input = std::move(input);
   return pass;
 }
 
@@ -205,7 +209,7 @@ Buffer Session::Impl::embed(Pass& pass) {
                                       : as_weight(given, static_cast<int64_t>(input.embeddings.size()) / D, D);
     model->backend->copy_rows(source, from[kind].data(), x->floats(), to[kind].data(), static_cast<int64_t>(to[kind].size()));
   }
-  pass.input.embeddings.clear();
+  std::vector<float>().swap(pass.input.embeddings);  // clear() would keep the memory on the tape
   return x;
 }
 
@@ -263,6 +267,7 @@ void Session::Impl::read_rows(const Pass& pass, const std::vector<int32_t>& rows
 
 PassOutput Session::extend(const PassInput& input) {
   Impl& s = *impl_;
+  s.check_training();
   s.check(input);
   std::unique_ptr<Pass> pass = s.prepare(input);
   Buffer x = s.embed(*pass);
@@ -289,7 +294,7 @@ std::vector<float> Session::read(const std::string& what, int32_t number, int32_
   *width = D;
   if (what == "visual" || what == "visual_grad") {
     source = what == "visual" ? &s.visual : &s.visual_gradient;
-    rows = *source ? s.visual_rows : 0;
+    rows = !*source ? 0 : what == "visual" ? s.visual_rows : s.visual_gradient_rows;
   } else if (what == "visual_state") {
     require(number >= 0 && static_cast<size_t>(number) < s.pictures.size(), "ERR_RANGE", "[read] Expected the number of an encode() of a training session but received " + text(number));
     VisionTape& tape = s.pictures[static_cast<size_t>(number)].second;
@@ -318,14 +323,18 @@ void Session::Impl::drop_sequences() {
   slots = 0;
 }
 
+void Session::Impl::drop_tape() {
+  passes.clear();
+  pictures.clear();
+  drop_sequences();
+  visual.reset();
+  visual_rows = visual_capacity = 0;
+}
+
 void Session::reset() {
-  Impl& s = *impl_;
-  s.passes.clear();
-  s.pictures.clear();
-  s.drop_sequences();
-  s.visual_gradient.reset();
-  s.visual.reset();
-  s.visual_rows = s.visual_capacity = 0;
+  impl_->drop_tape();
+  impl_->visual_gradient.reset();
+  impl_->pool.trim();
 }
 
 }  // namespace plumbline

@@ -56,16 +56,16 @@ class Session {
   ~Session();
 
   int32_t add();                       // new empty sequence
+  bool has(int32_t sequence) const;
   int32_t fork(int32_t sequence);      // copy-on-write of the cache (not while training)
-  void free(int32_t sequence);
+  void free(int32_t sequence);         // the last one takes kept passes and the visual rows with it
   int64_t length(int32_t sequence) const;
 
   // frames: uint8 RGB of all pictures one after another; sizes [n, 3] = frames, height, width. Returns the first new visual row.
   int32_t encode(const std::vector<uint8_t>& frames, const std::vector<int32_t>& sizes);
-  int64_t visual_rows() const;
   PassOutput extend(const PassInput& input);
   LossOutput loss(const LossInput& input);
-  void backward();                     // all passes, last first; then the tape is empty and the sequences are freed
+  void backward();                     // all passes, last first; then tape, sequences and visual rows are gone
   void reset();                        // drop the tape, all sequences and visual rows
 
   // For tests and traces: what = "layer_input" (pass, layer) | "hidden" (pass) | "embeds" (pass) | "visual" |

@@ -11,6 +11,8 @@
 
 namespace plumbline {
 
+constexpr int64_t kLogitBytes = int64_t{64} << 20;  // logits of large vocabularies are computed in chunks of rows
+
 struct Pass {                            // what is kept of one extend()
   PassInput input;                       // kinds and indices of the rows, for their gradients
   PassRows rows;
@@ -39,7 +41,8 @@ struct Session::Impl {
   void grow_last_hidden();
   void check(const PassInput& input) const;
   void check_rows(const PassInput& input) const;
-  std::unique_ptr<Pass> prepare(const PassInput& input);
+  std::unique_ptr<Pass> prepare(PassInput input);
+  void check_training() const;
   Buffer embed(Pass& pass);
   void run_layers(Pass& pass, Buffer& x);
   void remember_last_rows(const Pass& pass);
@@ -47,6 +50,7 @@ struct Session::Impl {
   Weight head() const;
   Buffer zeros(int64_t floats);
   void drop_sequences();
+  void drop_tape();                      // passes, pictures, sequences and visual rows
 
   // session_training.cpp
   void check_loss(const LossInput& input) const;
@@ -68,7 +72,7 @@ struct Session::Impl {
   int32_t last_hidden_capacity = 0;
   Buffer visual;                         // [visual_rows, D] image tokens as they enter the decoder
   Buffer visual_gradient;                // of the last backward()
-  int64_t visual_rows = 0, visual_capacity = 0;
+  int64_t visual_rows = 0, visual_capacity = 0, visual_gradient_rows = 0;
   std::vector<std::pair<int64_t, VisionTape>> pictures;  // first visual row and tape of each encode()
   std::vector<std::unique_ptr<Pass>> passes;             // null where nothing is kept
   int64_t token_forwards = 0;

@@ -4,12 +4,6 @@
 #include "session_impl.h"
 
 namespace plumbline {
-namespace {
-
-constexpr int64_t kLogitBytes = int64_t{64} << 20;  // logits and their gradient share one buffer of at most this size
-
-}  // namespace
-
 void Session::Impl::check_loss(const LossInput& input) const {
   const int64_t V = model->spec.text.vocab;
   require(options.training, "ERR_ARGUMENT", "[loss] Expected a training session");
@@ -63,6 +57,13 @@ LossOutput Session::loss(const LossInput& input) {
   float* dhead = s.model->parameters.gradient(s.model->spec.text.tied ? "model.embed_tokens.weight" : "lm_head.weight");
   LossOutput output;
   output.losses.resize(R), output.argmax.resize(R);
+  // A loss that ends half-way has added half its gradients: the tape is spent, or a second call would count them twice.
+  struct Spend {
+    Impl* s;
+    ~Spend() {
+      if (s) s->drop_tape();
+    }
+  } spend{&s};
   for (size_t first = 0; first < R; first += chunk) {
     const size_t count = std::min(chunk, R - first);
     const int64_t n = static_cast<int64_t>(count);
@@ -75,6 +76,7 @@ LossOutput Session::loss(const LossInput& input) {
     backend.linear_grad_input(logits->floats(), head, drows->floats(), n, false);
     s.scatter_hidden_gradient(input, first, count, drows->floats());
   }
+  spend.s = nullptr;
   return output;
 }
 
@@ -122,15 +124,12 @@ void Session::backward() {
   // Whatever happens, the tape is spent: a cancelled sweep leaves gradients to be zeroed, never half a tape to run again.
   struct Spend {
     Impl& s;
-    ~Spend() {
-      s.passes.clear();
-      s.pictures.clear();
-      s.drop_sequences();
-    }
+    ~Spend() { s.drop_tape(); }
   } spend{s};
   s.cache.zero_gradients();
   const int64_t width = s.model->spec.vision.out_width;
   s.visual_gradient.reset();
+  s.visual_gradient_rows = s.visual_rows;
   if (s.visual_rows > 0) s.visual_gradient = s.zeros(s.visual_rows * width);
   for (int32_t number = static_cast<int32_t>(s.passes.size()) - 1; number >= 0; --number) s.backward_pass(number, s.visual_gradient);
   for (auto picture = s.pictures.rbegin(); picture != s.pictures.rend(); ++picture)

@@ -13,6 +13,7 @@ namespace {
 constexpr napi_type_tag kModelTag{0x2f7be61c94d04a85, 0xb3e05d1877c96f42};
 constexpr Slot kSlots[] = {Slot::value, Slot::gradient, Slot::first, Slot::second, Slot::master};
 constexpr int64_t kMaxStep = int64_t{1} << 40;
+constexpr double kMaxBeta = 1 - 1e-9;  // at 1 the bias correction divides by zero
 
 Slot read_slot(const Argument& argument) { return kSlots[argument.choice({"value", "gradient", "first", "second", "master"})]; }
 
@@ -225,9 +226,9 @@ Napi::Value ModelBinding::optimizer_step(const Napi::CallbackInfo& info) {
     living("optimizerStep");
     OptimizerOptions options{};
     options.learning_rate = static_cast<decltype(options.learning_rate)>(from.field("learningRate").number(0, 1e6));
-    options.beta1 = static_cast<decltype(options.beta1)>(from.field("beta1").number(0, 1));
-    options.beta2 = static_cast<decltype(options.beta2)>(from.field("beta2").number(0, 1));
-    options.epsilon = static_cast<decltype(options.epsilon)>(from.field("epsilon").number(0, 1e6));
+    options.beta1 = static_cast<decltype(options.beta1)>(from.field("beta1").number(0, kMaxBeta));
+    options.beta2 = static_cast<decltype(options.beta2)>(from.field("beta2").number(0, kMaxBeta));
+    options.epsilon = static_cast<decltype(options.epsilon)>(from.field("epsilon").number(1e-30, 1e6));
     options.weight_decay = static_cast<decltype(options.weight_decay)>(from.field("weightDecay").number(0, 1e6));
     options.max_norm = static_cast<decltype(options.max_norm)>(from.field("maxNorm").number(0, 1e30));
     options.step = from.field("step").integer(1, kMaxStep);

@@ -85,14 +85,7 @@ int32_t SessionBinding::State::native_id(const char* op, int32_t id) const {
 }
 
 void SessionBinding::State::forget_dead() {
-  for (auto entry = ids.begin(); entry != ids.end();) {
-    try {
-      session.length(entry->second);
-      ++entry;
-    } catch (const Error&) {
-      entry = ids.erase(entry);
-    }
-  }
+  for (auto entry = ids.begin(); entry != ids.end();) entry = session.has(entry->second) ? std::next(entry) : ids.erase(entry);
 }
 
 Napi::Function SessionBinding::define(Napi::Env env) {
@@ -225,6 +218,7 @@ Napi::Value SessionBinding::loss(const Napi::CallbackInfo& info) {
     LossInput input = read_loss(arguments.at(0, "loss"));
     const auto token = read_token(arguments.at(1, "token"));
     return submit(info.Env(), "loss", token, [input = std::move(input)](State& state) {
+      const Forget forget{state};
       LossOutput output = state.session.loss(input);
       return reply_arrays(std::make_pair("losses", std::move(output.losses)), std::make_pair("argmax", std::move(output.argmax)));
     });
@@ -236,10 +230,7 @@ Napi::Value SessionBinding::backward(const Napi::CallbackInfo& info) {
     living("backward");
     const auto token = read_token(Argument("backward", "token", info[0]));
     return submit(info.Env(), "backward", token, [](State& state) {
-      struct Forget {  // a sweep frees the sequences however it ends
-        State& state;
-        ~Forget() { state.forget_dead(); }
-      } forget{state};
+      const Forget forget{state};
       state.session.backward();
       return reply_nothing();
     });

@@ -29,6 +29,10 @@ class SessionBinding : public Napi::ObjectWrap<SessionBinding> {
     std::unordered_map<int32_t, int32_t> ids;   // queue thread
     std::atomic<int64_t> token_forwards{0};
   };
+  struct Forget {  // a sweep, or a loss that ends half-way, frees sequences
+    State& state;
+    ~Forget() { state.forget_dead(); }
+  };
   using SessionWork = std::function<Reply(State&)>;
 
   Napi::Value add(const Napi::CallbackInfo& info);

@@ -28,13 +28,16 @@ void JobQueue::Job::settle(Napi::Env env) {
 
 void JobQueue::Job::reject() {
   Napi::Object reason = error.Value();
-  reason.Set("message", failure.message);
-  reason.Set("code", failure.code);
-  const Napi::Value stack = reason.Get("stack");
-  if (stack.IsString()) {
-    const std::string text = stack.As<Napi::String>().Utf8Value();
-    const size_t frames = text.find("\n    at ");
-    reason.Set("stack", "Error: " + failure.message + (frames == std::string::npos ? "" : text.substr(frames)));
+  try {
+    reason.Set("message", failure.message);
+    reason.Set("code", failure.code);
+    const Napi::Value stack = reason.Get("stack");  // runs Error.prepareStackTrace, which is somebody's code and may throw
+    if (stack.IsString()) {
+      const std::string text = stack.As<Napi::String>().Utf8Value();
+      const size_t frames = text.find("\n    at ");
+      reason.Set("stack", "Error: " + failure.message + (frames == std::string::npos ? "" : text.substr(frames)));
+    }
+  } catch (const Napi::Error&) {  // the promise must settle all the same
   }
   deferred->Reject(reason);
 }

@@ -303,8 +303,9 @@ describe('Session', () => {
     await expectRejection(session.fork(99), 'ERR_ARGUMENT', '[fork] Expected a live sequence of this session but received id 99');
     await expectRejection((session as unknown as Loose).free!(0.5), 'ERR_RANGE', '[free] Expected sequence to be an integer from 0 to 2147483647 but received 0.5');
     await expectRejection(session.read('hidden', 5, 0), 'ERR_RANGE', '[read] Expected a pass that was kept (training, or keepLayerInputs) but received 5');
-    expect(() => new (native().Session)(model, { training: true, recompute: false, detachLatents: false, visionGradient: true }))
-      .toThrow(expect.objectContaining({ code: 'ERR_ARGUMENT' }));
+    const early = new (native().Session)(model, { training: true, recompute: false, detachLatents: false, visionGradient: true });
+    await expectRejection(early.extend(tokenPass(early.add(), [1])), 'ERR_ARGUMENT', "[Session] Expected the model's training to be enabled before a training session is used");
+    early.dispose();
   });
 
   test('after all this the session still computes', async () => {

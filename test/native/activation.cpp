@@ -142,19 +142,6 @@ void test_swiglu() {
   });
 }
 
-void test_add() {
-  for_each_variant([](CpuBackend& backend, const char* name) {
-    for (const int64_t size : {int64_t{0}, int64_t{1}, int64_t{33}, int64_t{1000}, int64_t{100003}}) {
-      const std::vector<float> x = noise(size, 15), before = noise(size, 16);
-      Guarded<float> y(size, before);
-      backend.add(x.data(), y.data(), size);
-      for (int64_t i = 0; i < size; ++i)
-        CHECK(y[i] == x[static_cast<size_t>(i)] + before[static_cast<size_t>(i)], "%s add at %ld", name, i);
-      CHECK(y.intact(), "%s wrote outside", name);
-    }
-  });
-}
-
 }  // namespace
 
 int main() {
@@ -162,6 +149,5 @@ int main() {
   test_non_finite();
   test_place();
   test_swiglu();
-  test_add();
   return finish_variants();
 }
