@@ -14,7 +14,8 @@ export interface BenchRow {
   unit: string;
   /** The floor or roof that the value is divided by, in the same unit, measured in this run. */
   roof?: number;
-  seconds: Timing;
+  /** Of one repeat; absent where a figure is not a time. */
+  seconds?: Timing;
   note?: string;
 }
 
@@ -45,7 +46,7 @@ export async function nativeTimes(name: string, sizes: readonly number[], repeat
 export function table(rows: readonly BenchRow[]): string {
   const cells = rows.map(({ name, what, value, unit, roof, seconds, note }) => [
     name, what, `${value.toPrecision(4)} ${unit}`, roof === undefined ? '' : `${((100 * value) / roof).toFixed(0)} %`,
-    `${(1e3 * seconds.median).toPrecision(3)} ms (${(1e3 * seconds.p10).toPrecision(3)}–${(1e3 * seconds.p90).toPrecision(3)})`, note ?? '',
+    seconds === undefined ? '' : `${(1e3 * seconds.median).toPrecision(3)} ms (${(1e3 * seconds.p10).toPrecision(3)}–${(1e3 * seconds.p90).toPrecision(3)})`, note ?? '',
   ]);
   const head = ['what', 'size', 'achieved', 'of the roof', 'median (p10–p90)', 'note'];
   const widths = head.map((title, i) => Math.max(title.length, ...cells.map((row) => (row[i] as string).length)));

@@ -2,13 +2,15 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { demoPhases } from '../lib/cli/demo';
 import { demoTrainingData } from '../lib/cli/demoData';
 import { demoConfig, DEMO_SIZES } from '../lib/cli/demoSizes';
 import { writeDigitGridTokenizer } from '../lib/data';
 import { newConfig } from '../lib/model/config';
-import { LatentModel } from '../lib/model/latentModel';
+import { LatentModel } from '../lib/latentModel';
 import { native } from '../lib/native';
 import { runBatch, type SequenceInput } from '../lib/train/batch';
+import { planStages } from '../lib/train/curriculum';
 import { timing, type BenchRow } from './harness';
 import type { Roofs } from './operations';
 
@@ -49,7 +51,7 @@ const STEPS = 24;
 function demoBatches(): SequenceInput[][] {
   const size = DEMO_SIZES.small;
   const data = demoTrainingData(size, 0);
-  const stage = { index: 0, name: 'words', steps: 1, start: 0 } as unknown as Parameters<typeof data.at>[1]['stage'];
+  const stage = planStages(demoPhases(size).explicit.stages, size.batchSize).at(-1)!; // words
   return Array.from({ length: BATCHES }, (_, b) => Array.from({ length: size.batchSize }, (_, i) => {
     const { promptIds, pictures, steps, answer } = data.at(b * size.batchSize + i, { stage, stageStep: 0 });
     return { promptIds, pictures, latents: 0, words: [...steps.flat(), ...answer] };
@@ -91,8 +93,8 @@ export async function trainingRows(peerFolder: string | undefined): Promise<Benc
     const total = seconds.reduce((sum, value) => sum + value, 0);
     const measured = timing(seconds);
     return [
-      { name: 'training step, demo model', what: `batch ${batches[0]?.length}, ${(rows / STEPS).toFixed(0)} rows and as many pictures`, value: rows / total, unit: 'rows/s', seconds: measured, note: `first loss ${firstLoss.toFixed(5)}` },
-      { name: '  of it in GEMM', what: 'wall time inside matrix products', value: (100 * gemm) / total, unit: '%', seconds: { median: gemm / STEPS, p10: 0, p90: 0, repeats: STEPS } },
+      { name: 'training step, demo model', what: `${batches[0]?.length} samples of one picture, ${(rows / STEPS).toFixed(0)} rows`, value: rows / total, unit: 'rows/s', seconds: measured, note: `first loss ${firstLoss.toFixed(5)}` },
+      { name: '  of it in GEMM', what: 'wall time inside matrix products', value: (100 * gemm) / total, unit: '%', note: `mean ${(1e3 * gemm / STEPS).toPrecision(3)} ms a step` },
     ];
   } finally {
     model.dispose();

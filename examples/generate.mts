@@ -1,6 +1,6 @@
 import { LatentModel, type Message } from 'plumbline';
 
-const model = await LatentModel.load('runs/demo-small-0/latent/checkpoint-1100', { onProgress: ({ doneBytes, totalBytes }) => console.error(doneBytes / totalBytes) });
+const model = await LatentModel.load('runs/demo-small-0/latent/checkpoint-1800', { onProgress: ({ doneBytes, totalBytes }) => console.error(doneBytes / totalBytes) });
 const messages: Message[] = [{ role: 'user', content: [{ type: 'image', image: 'grid.png' }, { type: 'text', text: 'sum of row 2' }] }];
 
 const answer = await model.generate({ messages });                              // latent steps as the checkpoint says

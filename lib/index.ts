@@ -1,13 +1,13 @@
 /** plumbline: vision-language models that reason in latents instead of words. */
 export { LibError, type ErrorCode } from './errors';
 export { native, type NativeAddon, type NativeBuildInfo } from './native';
-export { LatentModel, type CreateOptions, type LoadOptions, type SaveOptions } from './model/latentModel';
+export { LatentModel, type CreateOptions, type LoadOptions, type SaveOptions } from './latentModel';
 export { openCheckpoint, type Checkpoint } from './model/checkpoint';
 export { configJson, newConfig, parseConfig, type ModelConfig, type ModelGeometry, type NewModelConfig, type SpecialTokens, type TextConfig, type VisionConfig } from './model/config';
-export { decodeImage, smartResize, type ImageSource, type RawImage, type RgbImage } from './model/image';
+export { decodeImage, smartResize, type ImageSource, type Picture, type RawImage, type RgbImage } from './model/image';
 export { availableMemory, estimateMemory, type MemoryEstimate } from './model/memory';
-export { mropePositions, positionsAfter, type Grid, type Positions } from './model/positions';
-export type { EncodedPrompt, EncodeOptions, Message, MessagePart, Picture, Processor, ProcessorOptions } from './model/processor';
+export { mropePositions, type Grid, type Positions } from './model/positions';
+export type { EncodedPrompt, EncodeOptions, Message, MessagePart, Processor, ProcessorOptions } from './model/processor';
 export type { GenerationDefaults, LatentRecord } from './model/record';
 export { readHeader, readTensor, writeSafetensors, type SafetensorsHeader, type TensorEntry, type TensorSource } from './model/safetensors';
 export type { LoadProgress } from './model/weights';

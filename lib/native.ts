@@ -63,7 +63,10 @@ export interface NativeModel {
   initialize(name: string, kind: 'normal' | 'constant', scale: number, seed: number): Promise<void>;
   enableTraining(): Promise<void>;
   zeroGradients(): Promise<void>;
-  /** Clip and AdamW on all trainable parameters; resolves to the global gradient norm before clipping. */
+  /**
+   * Clip and AdamW on all trainable parameters; resolves to the global gradient norm before clipping. A norm that is not finite leaves
+   * the weights as they are. Once the update has begun it is not cancelled: half of it would be weights of no step at all.
+   */
   optimizerStep(options: NativeOptimizerOptions, token?: NativeCancelToken): Promise<number>;
   gradientNorm(): Promise<number>;
   dispose(): void;
@@ -109,11 +112,14 @@ export interface NativeSessionOptions { training: boolean; recompute: boolean; d
 export interface NativeSession {
   add(): number;
   fork(sequence: number): Promise<number>;
+  /** The last sequence takes kept passes and the visual rows with it. */
   free(sequence: number): Promise<void>;
   /** frames: RGB bytes of all pictures; sizes [n*3] = frames, height, width. Resolves to the first new visual row. */
   encode(frames: Uint8Array, sizes: Int32Array, token?: NativeCancelToken): Promise<number>;
   extend(pass: NativePass, token?: NativeCancelToken): Promise<NativePassResult>;
+  /** Adds the loss's gradients. When it fails or is cancelled the tape is gone: run the passes again. */
   loss(loss: NativeLoss, token?: NativeCancelToken): Promise<NativeLossResult>;
+  /** All passes, last first. However it ends, tape, sequences and visual rows are gone. */
   backward(token?: NativeCancelToken): Promise<void>;
   reset(): Promise<void>;
   read(what: NativeReadKind, pass: number, layer: number): Promise<{ data: Float32Array; width: number }>;

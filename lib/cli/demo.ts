@@ -7,7 +7,7 @@ import { fail } from '../errors';
 import { evaluate, type Evaluation, type EvaluationItem } from '../evaluate';
 import { newConfig } from '../model/config';
 import { writeJson } from '../model/files';
-import { LatentModel } from '../model/latentModel';
+import { LatentModel } from '../latentModel';
 import { native, type NativeBuildInfo } from '../native';
 import { latestCheckpoint } from '../train/checkpoint';
 import type { TrainingStage } from '../train/curriculum';
@@ -172,7 +172,7 @@ async function trained({ options, size, reporter, seconds, signal }: Context, ph
   const model = await start();
   const started = performance.now();
   const args: TrainArguments = {
-    data: demoTrainingData(size, options.seed), stages: phase.stages, batchSize: size.batchSize, beta2: size.beta2, seed: options.seed, checkpointFolder,
+    data: demoTrainingData(size, options.seed), stages: phase.stages, batchSize: size.batchSize, beta2: size.beta2, trainVision: true, seed: options.seed, checkpointFolder,
     checkpointEvery: 500, keepCheckpoints: 1, metricsFile: join(options.out, `${phase.name}.jsonl`), resume: 'latest', ...(signal ? { signal } : {}),
   };
   const trainee = {

@@ -2,7 +2,7 @@
 import { encodeDigitGrid, readingShareAt, sampleAt, type DigitGridOptions, type DigitGridSample } from '../data';
 import { endsWithAnswer, type EvaluationItem } from '../evaluate';
 import { mergeSteps } from '../train/curriculum';
-import type { TrainingData, TrainingSample } from '../train/trainOptions';
+import type { SampleContext, TrainingSample } from '../train/trainOptions';
 import type { DemoSize } from './demoSizes';
 
 /** Name of the stage whose pictures show one digit four times. */
@@ -12,12 +12,11 @@ export const WARMUP = 'reading';
 
 function encoded(sample: DigitGridSample, maxSteps: number): TrainingSample {
   const { promptIds, stepIds, answerIds } = encodeDigitGrid(sample);
-  const { data, height, width } = sample.picture;
-  return { promptIds, pictures: [{ pixels: data, frames: 1, height, width }], steps: mergeSteps(stepIds, maxSteps), answer: answerIds };
+  return { promptIds, pictures: [{ ...sample.picture, frames: 1 }], steps: mergeSteps(stepIds, maxSteps), answer: answerIds };
 }
 
 /** Endless: sample i is computed from the seed and i. */
-export function demoTrainingData(size: DemoSize, seed: number): TrainingData {
+export function demoTrainingData(size: DemoSize, seed: number): { at(index: number, context: SampleContext): TrainingSample } {
   return {
     at(index, { stage, stageStep }) {
       if (stage.name === DIGITS) {

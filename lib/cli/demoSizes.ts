@@ -45,7 +45,7 @@ const SMALL: DemoSize = {
   text: { hidden: 128, layers: 4, heads: 4, kvHeads: 2, intermediate: 352, mropeSection: [4, 6, 6], ropeTheta: 10 },
   vision: { depth: 2, width: 64, heads: 4, mlpWidth: 256 },
   initializerRange: 0.06, batchSize: 32, learningRate: 1.5e-3, beta2: 0.99, digitSteps: 100, warmupSteps: 450, readingShare: 0.2, explicitSteps: 1450,
-  maxSteps: 3, latentsPerStep: 1, stageSteps: 200, lastStageSteps: 500, latentRate: 8e-4, questions: 1000, minutes: 12,
+  maxSteps: 3, latentsPerStep: 1, stageSteps: 300, lastStageSteps: 900, latentRate: 1e-3, questions: 1000, minutes: 12,
 };
 
 const MEDIUM: DemoSize = {

@@ -14,13 +14,13 @@ function interval({ low, high }: Share): string {
 export function demoTable({ rows, reading, chance }: DemoResult): string {
   const batch = rows[0]?.evaluation.batchSize ?? 0;
   const main = table([
-    ['', 'right', 'of', '95 % interval', 'AR steps/answer', `ms/answer (${batch} at once)`, 'ms/answer (alone)'],
-    ...rows.map(({ mode, evaluation, alone }) => [
-      mode, percent(evaluation.overall.share), counted(evaluation.overall), interval(evaluation.overall),
+    ['', 'training steps', 'right', 'of', '95 % interval', 'AR steps/answer', `ms/answer (${batch} at once)`, 'ms/answer (alone)'],
+    ...rows.map(({ mode, trainingSteps, evaluation, alone }) => [
+      mode, String(trainingSteps), percent(evaluation.overall.share), counted(evaluation.overall), interval(evaluation.overall),
       `${evaluation.arStepsPerAnswer.toFixed(1)} (n=${evaluation.overall.count})`,
       `${evaluation.millisecondsPerAnswer.toFixed(2)} (n=${evaluation.overall.count})`, `${alone.millisecondsPerAnswer.toFixed(2)} (n=${alone.count})`,
     ]),
-    ['chance (commonest answer of each kind)', percent(chance.overall)],
+    ['chance (commonest answer of each kind)', '', percent(chance.overall)],
   ]);
   const kinds = Object.keys(rows[0]?.evaluation.kinds ?? {});
   const byKind = table([

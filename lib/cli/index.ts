@@ -3,7 +3,7 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { join } from 'node:path';
 import { codeOf } from '../errors';
-import { LatentModel } from '../model/latentModel';
+import { LatentModel } from '../latentModel';
 import { runDemo, type DemoReporter } from './demo';
 import { DEMO_SIZES, type SizeName } from './demoSizes';
 import { demoTable } from './demoTable';
@@ -50,10 +50,13 @@ function reporterOn(terminal: NodeJS.WriteStream): DemoReporter & { end(): void 
   };
 }
 
+/** Code of the reason that an interrupt gives, so that it is not taken for a defect. */
+const STOPPED = 'STOPPED';
+
 /** The first interrupt stops after writing a checkpoint; a second one ends the process as usual. */
 function interruptSignal(): AbortSignal {
   const controller = new AbortController();
-  for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => controller.abort(new Error(`stopped by ${name}`)));
+  for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => controller.abort(Object.assign(new Error(`stopped by ${name}`), { code: STOPPED })));
   return controller.signal;
 }
 
@@ -84,11 +87,12 @@ interface GenerateArguments {
 }
 
 async function answer(folder: string, question: string, args: GenerateArguments): Promise<void> {
-  const model = await LatentModel.load(folder);
+  const signal = interruptSignal();
+  const model = await LatentModel.load(folder, { signal });
   try {
     const content = [...args.image.map((image) => ({ type: 'image' as const, image })), { type: 'text' as const, text: question }];
     const options = {
-      temperature: args.temperature, seed: args.seed, maxNewTokens: args.maxTokens, signal: interruptSignal(),
+      temperature: args.temperature, seed: args.seed, maxNewTokens: args.maxTokens, signal,
       ...(args.latents === undefined ? {} : { latentSteps: args.latents }),
     };
     for await (const event of model.stream({ messages: [{ role: 'user', content }] }, options)) {
@@ -130,6 +134,6 @@ if (require.main === module) {
     // Errors of the library say what to do; others are defects, for which the stack matters.
     const text = codeOf(error) === undefined && error instanceof Error ? error.stack : (error as Error).message;
     process.stderr.write(`${text}\n`);
-    process.exitCode = 1;
+    process.exitCode = codeOf(error) === STOPPED ? 130 : 1;
   });
 }

@@ -1,8 +1,9 @@
+import type { RgbImage } from '../model/image';
 import { CELL, loadDigits, splitRange, type Split } from './digits';
 import { checkedOptions } from './digitGridOptions';
 import { ASK, type Grid, type QuestionKind } from './questions';
 import { randomAt, type Random } from './random';
-import type { DataRecord, Picture } from './record';
+import type { DataRecord } from './record';
 import type { DigitGridOptions } from './digitGridOptions';
 
 export { DIGIT_GRID_DEFAULTS, readingShareAt, type DigitGridOptions } from './digitGridOptions';
@@ -25,7 +26,8 @@ export interface DigitGridRecord extends DataRecord {
 }
 
 export interface DigitGridSample extends DigitGridRecord {
-  picture: Picture;
+  /** [rows*28, columns*28, 3]. */
+  picture: RgbImage;
   /** [rows][columns] which of its digit's handwritten pictures stands in each cell. */
   sources: number[][];
 }
@@ -121,14 +123,14 @@ function draw(labels: readonly (readonly number[])[], options: DigitGridOptions,
   const { pixels, counts } = loadDigits();
   const height = labels.length * CELL;
   const width = labels[0]!.length * CELL;
-  const data = new Uint8Array(height * width * 3);
+  const rgb = new Uint8Array(height * width * 3);
   const sources = labels.map((line, row) => line.map((digit, column) => {
     const [first, end] = splitRange(counts[digit]!, options.split);
     const source = first + random.below(end - first);
-    drawCell(data, width, row, column, pixels[digit]!, source, options.ink === 'white' ? 0 : 255);
+    drawCell(rgb, width, row, column, pixels[digit]!, source, options.ink === 'white' ? 0 : 255);
     return source;
   }));
-  return { picture: { data, height, width }, sources };
+  return { picture: { pixels: rgb, height, width }, sources };
 }
 
 /** Copies one grey digit into a cell of the RGB picture. */

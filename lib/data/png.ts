@@ -1,19 +1,19 @@
 import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import sharp, { type Sharp } from 'sharp';
+import type { Sharp } from 'sharp';
 import { integer } from '../check';
 import { fail } from '../errors';
+import { loadSharp, type RgbImage } from '../model/image';
 import type { DigitGridSample } from './digitGrid';
-import type { Picture } from './record';
 
 /** Writes a picture as a PNG file; its folder is made if missing. */
-export async function writePicturePng(picture: Picture, path: string): Promise<void> {
+export async function writePicturePng(picture: RgbImage, path: string): Promise<void> {
   await mkdir(dirname(path), { recursive: true });
   await rgb(picture).png().toFile(path);
 }
 
 /** A picture as the bytes of a PNG file. */
-export async function picturePng(picture: Picture): Promise<Buffer> {
+export async function picturePng(picture: RgbImage): Promise<Buffer> {
   return rgb(picture).png().toBuffer();
 }
 
@@ -45,15 +45,15 @@ export async function writeContactSheet(samples: readonly DigitGridSample[], pat
   }));
   const svg = `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" font-family="sans-serif" font-size="12">${texts.join('')}</svg>`;
   const pictures = samples.map(({ picture }, i) => ({
-    input: Buffer.from(picture.data), raw: { width: picture.width, height: picture.height, channels: 3 as const }, ...places[i]!,
+    input: Buffer.from(picture.pixels), raw: { width: picture.width, height: picture.height, channels: 3 as const }, ...places[i]!,
   }));
   await mkdir(dirname(path), { recursive: true });
-  await sharp({ create: { width, height, channels: 3, background: '#f4f4f0' } })
+  await loadSharp()({ create: { width, height, channels: 3, background: '#f4f4f0' } })
     .composite([...pictures, { input: Buffer.from(svg), left: 0, top: 0 }]).png().toFile(path);
 }
 
-function rgb({ data, width, height }: Picture): Sharp {
-  return sharp(data, { raw: { width, height, channels: 3 } });
+function rgb({ pixels, width, height }: RgbImage): Sharp {
+  return loadSharp()(pixels, { raw: { width, height, channels: 3 } });
 }
 
 function escapeXml(text: string): string {

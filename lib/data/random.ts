@@ -1,3 +1,5 @@
+import { avalanche } from '../random';
+
 /** A seeded stream of pseudo-random numbers. */
 export interface Random {
   /** Uniform integer in 0 .. 2^32 - 1. */
@@ -6,14 +8,6 @@ export interface Random {
   below(bound: number): number;
   /** Uniform number in [0, 1). */
   unit(): number;
-}
-
-/** Finaliser of MurmurHash3 (Appleby, public domain): every input bit flips every output bit with probability near 1/2. */
-function mix(value: number): number {
-  let h = value | 0;
-  h = Math.imul(h ^ (h >>> 16), 0x85ebca6b);
-  h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35);
-  return h ^ (h >>> 16);
 }
 
 /**
@@ -26,16 +20,16 @@ function mix(value: number): number {
  */
 export function randomAt(seed: number, stream: number, index: number): Random {
   // Two 32-bit lanes: with one, two of a million indices would share a stream about 100 times.
-  let a = mix(stream ^ 0x9e3779b9);
-  let b = mix(stream ^ 0x243f6a88);
+  let a = avalanche(stream ^ 0x9e3779b9);
+  let b = avalanche(stream ^ 0x243f6a88);
   for (const word of [seed, seed / 4294967296, index, index / 4294967296]) {
-    a = mix(a ^ (word >>> 0)) + 0x9e3779b9;
-    b = mix(b ^ (word >>> 0)) + 0xb7e15162;
+    a = avalanche(a ^ (word >>> 0)) + 0x9e3779b9;
+    b = avalanche(b ^ (word >>> 0)) + 0xb7e15162;
   }
-  let s0 = mix(a);
-  let s1 = mix(b);
-  let s2 = mix(a + 0x9e3779b9);
-  let s3 = mix(b + 0xb7e15162) | 1; // never all zero, where the generator would stay
+  let s0 = avalanche(a);
+  let s1 = avalanche(b);
+  let s2 = avalanche(a + 0x9e3779b9);
+  let s3 = avalanche(b + 0xb7e15162) | 1; // never all zero, where the generator would stay
 
   const next = (): number => {
     const scaled = Math.imul(s1, 5);

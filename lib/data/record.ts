@@ -14,10 +14,3 @@ export interface DataRecord {
   /** Anything else about the record; kept, never interpreted. */
   meta: Readonly<Record<string, unknown>>;
 }
-
-/** An RGB picture: `data` is [height, width, 3], rows from the top. */
-export interface Picture {
-  data: Uint8Array;
-  height: number;
-  width: number;
-}

@@ -8,7 +8,7 @@ import {
   appendLatent, appendPrompt, appendWords, checkPrompt, closeSequence, finishPass, packPictures, startPass, wantLogits,
   type ModelView, type PromptInput, type SequenceCursor,
 } from '../train/batch';
-import { mix, uniform } from '../train/random';
+import { mix, uniform } from '../random';
 import { checkSampling, DEFAULT_SAMPLING, sampleToken, type SamplingOptions } from './sampling';
 import { textStream, type TextStream } from './text';
 
@@ -149,6 +149,7 @@ async function prepareAll<M>(op: string, model: GenerativeModel<M>, requests: re
   if (!Array.isArray(requests)) fail('ERR_ARGUMENT', op, `Expected requests to be an array but received ${check.show(requests)}`);
   const prepared: Active[] = [];
   for (const [number, request] of (requests as readonly GenerateRequest<M>[]).entries()) {
+    options.signal?.throwIfAborted();
     prepared.push(await prepare(op, model, request, number, options));
   }
   return prepared;
@@ -250,13 +251,14 @@ function step(active: Active, logits: Float32Array, options: CheckedOptions): { 
   const ended = options.endIds.has(id);
   const piece = ended ? undefined : active.text?.push(id);
   const token: GenerateEvent = { type: 'token', id, text: piece?.text ?? '' };
-  const reason: FinishReason | undefined = ended ? 'end' : piece?.stopped ? 'stop' : ids.length >= active.maxNewTokens ? 'length' : undefined;
-  if (reason === undefined) return { token };
-  const rest = reason === 'stop' ? '' : active.text?.flush() ?? '';
+  const found: FinishReason | undefined = ended ? 'end' : piece?.stopped ? 'stop' : ids.length >= active.maxNewTokens ? 'length' : undefined;
+  if (found === undefined) return { token };
+  const rest = found === 'stop' ? undefined : active.text?.flush();
+  const reason = rest?.stopped ? 'stop' : found;
   return {
     token,
     end: {
-      type: 'end', text: rest,
+      type: 'end', text: rest?.text ?? '',
       result: {
         ids, ...(active.text ? { text: active.text.text() } : {}), finishReason: reason, latentSteps: active.latentSteps,
         arSteps: active.latentSteps + ids.length, tokenForwards: active.cursor.length,

@@ -9,8 +9,8 @@ export interface TextPiece {
 
 export interface TextStream {
   push(id: number): TextPiece;
-  /** What was held back, at the end of the sequence. */
-  flush(): string;
+  /** What was held back, at the end of the sequence; a stop string in it counts. */
+  flush(): TextPiece;
   /** All text so far, without what is held back. */
   text(): string;
 }
@@ -30,11 +30,11 @@ export function textStream(decode: (ids: readonly number[]) => string, stops: re
   let ready = 0;
   let emitted = '';
   let held = '';
-  const release = (more: string): TextPiece => {
+  const release = (more: string, isLast: boolean): TextPiece => {
     const candidate = held + more;
     const found = stops.map((stop) => candidate.indexOf(stop)).filter((at) => at >= 0);
     const stopped = found.length > 0;
-    const end = stopped ? Math.min(...found) : candidate.length - overlap(candidate, stops);
+    const end = stopped ? Math.min(...found) : candidate.length - (isLast ? 0 : overlap(candidate, stops));
     held = stopped ? '' : candidate.slice(end);
     const text = candidate.slice(0, end);
     emitted += text;
@@ -48,14 +48,12 @@ export function textStream(decode: (ids: readonly number[]) => string, stops: re
       if (more === '' || more.endsWith(REPLACEMENT)) return { text: '', stopped: false };
       before = ready;
       ready = ids.length;
-      return release(more);
+      return release(more, false);
     },
     flush() {
-      const rest = held + unread();
+      const more = unread();
       before = ready = ids.length;
-      held = '';
-      emitted += rest;
-      return rest;
+      return release(more, true);
     },
     text: () => emitted,
   };

@@ -84,7 +84,7 @@ export async function readCompanions(directory: string): Promise<CompanionFiles>
 }
 
 /** Classic names are `model.*` and `visual.*`; newer files write `model.language_model.*` and `model.visual.*`. */
-export function canonicalName(name: string): string {
+function canonicalName(name: string): string {
   if (name.startsWith('model.language_model.')) return `model.${name.slice('model.language_model.'.length)}`;
   return name.startsWith('model.visual.') ? name.slice('model.'.length) : name;
 }

@@ -24,6 +24,12 @@ export interface RgbImage {
   width: number;
 }
 
+/** What the vision tower takes: sides are multiples of patch * merge; frames lie one after another in `pixels`. */
+export interface Picture extends RgbImage {
+  /** 1 for an image. */
+  frames: number;
+}
+
 export interface ImageLimits {
   /** An image file of more pixels is refused before it is decoded. */
   maxInputPixels: number;
@@ -172,7 +178,7 @@ function toRgb(data: Uint8Array | Uint8ClampedArray, pixels: number, channels: n
 }
 
 /** Loaded at the first picture: programs that give token ids or finished pixels never need it. */
-function loadSharp(): typeof SharpFactory {
+export function loadSharp(): typeof SharpFactory {
   try {
     return require('sharp') as typeof SharpFactory;
   } catch (error) {

@@ -2,7 +2,7 @@
 import { availableMemory as processAvailable } from 'node:process';
 import { freemem } from 'node:os';
 import { fail } from '../errors';
-import type { StorageDType } from '../native';
+import type { NativeModel, StorageDType } from '../native';
 import type { ModelConfig } from './config';
 import { parameterShapes, sizeOf } from './parameterShapes';
 
@@ -51,6 +51,23 @@ export function requireMemory(op: string, what: string, config: ModelConfig, dty
       + `but received ${gigabytes(limit)}. Close other programs, ${smaller}or set maxMemoryBytes to go ahead all the same.`);
   }
   return estimate;
+}
+
+/**
+ * Refuses a training whose gradients, moments and master copies do not fit. The addon keeps them for frozen parameters too.
+ *
+ * @throws {LibError} `ERR_OUT_OF_MEMORY` with both figures and what can be done.
+ */
+export function requireTrainingMemory(op: string, model: NativeModel, limit: number = availableMemory()): void {
+  const parameters = model.parameters();
+  const sum = (bytes: number): number => parameters.reduce((total, { shape }) => total + bytes * sizeOf(shape), 0);
+  const weights = parameters.reduce((total, { shape, dtype }) => total + (dtype === 'bf16' ? 2 : 4) * sizeOf(shape), 0);
+  const state = parameters.some(({ dtype }) => dtype === 'bf16') ? sum(16) : sum(12);
+  const needed = weights + state - model.bytes();   // about nothing when training was enabled before
+  if (needed > limit) {
+    fail('ERR_OUT_OF_MEMORY', op, `Expected ${gigabytes(needed)} of memory for gradients and optimiser state of ${(sum(1) / 1e6).toFixed(1)} million parameters `
+      + `but received ${gigabytes(limit)}. Close other programs, take a smaller model, or set maxMemoryBytes to go ahead all the same.`);
+  }
 }
 
 function gigabytes(bytes: number): string {

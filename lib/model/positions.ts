@@ -88,16 +88,3 @@ function fillPicture(positions: Int32Array, length: number, at: number, start: n
   }
   return Math.max(grid[0], high, wide);
 }
-
-/**
- * Ids of `count` rows that are appended to a sequence after its prompt: latents and words.
- *
- * @param index index in the sequence of the first new row.
- * @param delta from `mropePositions`.
- * @returns [3*count].
- */
-export function positionsAfter(index: number, delta: number, count: number): Int32Array {
-  const positions = new Int32Array(3 * count);
-  for (let i = 0; i < count; i++) positions[i] = positions[count + i] = positions[2 * count + i] = index + delta + i;
-  return positions;
-}

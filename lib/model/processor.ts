@@ -3,7 +3,7 @@ import * as check from '../check';
 import { fail } from '../errors';
 import type { CompanionFiles } from './checkpoint';
 import { modelGeometry, type ModelConfig } from './config';
-import { DEFAULT_MAX_INPUT_PIXELS, decodeImage, resizeImage, smartResize, type ImageSource } from './image';
+import { DEFAULT_MAX_INPUT_PIXELS, decodeImage, resizeImage, smartResize, type ImageSource, type Picture } from './image';
 import type { ImageSettings } from './imageSettings';
 import { mergedTokens, mropePositions, type Grid } from './positions';
 import { makeChatTemplate, makeTokenizer, type TemplateMessage, type Tokenizer } from './tokenizer';
@@ -21,15 +21,6 @@ export interface Message {
   role: 'system' | 'user' | 'assistant';
   content: string | readonly MessagePart[];
   name?: string;
-}
-
-/** A picture at its target size: RGB bytes, row-major, one frame after another. */
-export interface Picture {
-  pixels: Uint8Array;
-  /** 1 for an image. */
-  frames: number;
-  height: number;
-  width: number;
 }
 
 export interface EncodedPrompt {

@@ -48,6 +48,7 @@ export interface GenerationDefaults {
   readonly temperature: number;
   readonly topK: number;
   readonly topP: number;
+  readonly minP: number;
   readonly repetitionPenalty: number;
 }
 
@@ -62,7 +63,7 @@ export function parseGeneration(raw: unknown, config: JsonObject): GenerationDef
     endTokens: Object.freeze(endTokens(file.has('eos_token_id') ? file : flat)),
     ...(pad.has('pad_token_id') ? { padToken: pad.integer('pad_token_id', undefined, -1, 2 ** 31 - 1) } : {}),
     sample: file.boolean('do_sample', false), temperature: file.positive('temperature', 1), topK: file.integer('top_k', 50, 0, 2 ** 31 - 1),
-    topP: file.positive('top_p', 1), repetitionPenalty: file.positive('repetition_penalty', 1),
+    topP: file.positive('top_p', 1), minP: (file.raw('min_p') ?? 0) === 0 ? 0 : file.positive('min_p', undefined), repetitionPenalty: file.positive('repetition_penalty', 1),
   });
 }
 

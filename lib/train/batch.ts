@@ -7,18 +7,10 @@
  */
 import { ROW_KIND, type NativeCancelToken, type NativePass, type NativePassResult, type NativeModel, type NativeSession, type NativeSessionOptions } from '../native';
 import type { ModelGeometry } from '../model/config';
+import type { Picture } from '../model/image';
 import { mropePositions } from '../model/positions';
 import * as check from '../check';
 import { fail } from '../errors';
-
-/** A picture at its target size (multiples of patch * merge): RGB bytes, row-major, one frame after another. */
-export interface Picture {
-  pixels: Uint8Array;
-  /** 1 for an image. */
-  frames: number;
-  height: number;
-  width: number;
-}
 
 /** Token ids with one picture token per merged patch, and the pictures in the order of their tokens. */
 export interface PromptInput {
@@ -125,7 +117,7 @@ function gridOf(picture: Picture, geometry: ModelGeometry): [number, number, num
 }
 
 /** Visual rows that the tower makes of a picture. */
-export function visualRowsOf(picture: Picture, geometry: ModelGeometry): number {
+function visualRowsOf(picture: Picture, geometry: ModelGeometry): number {
   const [time, height, width] = gridOf(picture, geometry);
   return (time * height * width) / geometry.merge ** 2;
 }

@@ -49,10 +49,10 @@ export function latestCheckpoint(folder: string): string | undefined {
   return checkpoints(folder).at(-1)?.path;
 }
 
-/** Removes all but the `keep` latest; 0 keeps all. */
-export function pruneCheckpoints(folder: string, keep: number): void {
+/** Removes all but the `keep` latest up to `step` (later ones belong to a run that went further); 0 keeps all. */
+export function pruneCheckpoints(folder: string, step: number, keep: number): void {
   if (keep === 0) return;
-  for (const { path } of checkpoints(folder).slice(0, -keep)) rmSync(path, { recursive: true });
+  for (const { path } of checkpoints(folder).filter((checkpoint) => checkpoint.step <= step).slice(0, -keep)) rmSync(path, { recursive: true });
 }
 
 /** Writes `folder/name`, replacing what is there only when the new one is complete. Returns its path. */

@@ -5,7 +5,7 @@
  */
 import * as check from '../check';
 import { fail } from '../errors';
-import { mix, uniform } from './random';
+import { mix, uniform } from '../random';
 
 /** What a word target belongs to: reasoning steps still in words, or the answer. */
 export type WordClass = 'step-text' | 'answer-text';

@@ -1,4 +1,4 @@
-export { packBatch, packPictures, runBatch, type BatchRun, type BatchTargets, type ModelView, type PackedBatch, type PackOptions, type Picture, type PromptInput, type SequenceInput } from './batch';
+export { packBatch, packPictures, runBatch, type BatchRun, type BatchTargets, type ModelView, type PackedBatch, type PackOptions, type PromptInput, type SequenceInput } from './batch';
 export { latestCheckpoint, type SavableModel } from './checkpoint';
 export {
   DEFAULT_STAGE_SHAPE, drawShape, mergeSteps, planStages, stageSequence,

@@ -1,7 +1,7 @@
 /** Options of the training loop, their defaults and their checks. */
 import * as check from '../check';
 import { fail } from '../errors';
-import type { Picture } from './batch';
+import type { Picture } from '../model/image';
 import type { PlannedStage, Rationale, TrainingStage } from './curriculum';
 
 /** One training sample in token ids. */
@@ -21,7 +21,7 @@ export interface SampleContext {
 export interface TrainingData {
   /** Number of samples; undefined: endless, read in order. */
   size?: number;
-  at(index: number, context: SampleContext): TrainingSample;
+  at(index: number, context: SampleContext): TrainingSample | Promise<TrainingSample>;
 }
 
 export interface TrainOptions {
@@ -43,16 +43,18 @@ export interface TrainOptions {
   latentGradient: 'through' | 'detached';
   /** Keep only layer inputs and compute the rest again in the backward pass: less memory, about a third more time. */
   recompute: boolean;
-  /** Backpropagate into the vision tower. */
+  /** Train the vision tower too; false freezes all of it, weight decay included. */
   trainVision: boolean;
-  /** Metrics as JSON Lines are appended here. */
+  /** Metrics as JSON Lines: a new training replaces the file, a resumed one goes on after the step of its checkpoint. */
   metricsFile?: string;
-  /** Checkpoints are written below this folder as checkpoint-<step>. */
+  /** Checkpoints are written below this folder as checkpoint-<step>. A new training wants one without checkpoints. */
   checkpointFolder?: string;
   /** Also write one every so many steps; 0 = only at the end and when stopped. */
   checkpointEvery: number;
   /** Older checkpoints are removed; 0 = keep all. */
   keepCheckpoints: number;
+  /** Bytes that gradients and optimiser state may take. Default: what is available now; `Infinity` switches the check off. */
+  maxMemoryBytes?: number;
   /** A checkpoint folder to go on from, or 'latest' of `checkpointFolder` (from the start when there is none). */
   resume?: string;
   /** Stops after the step at hand is given up; a checkpoint of the last complete step is written first. */
@@ -62,13 +64,13 @@ export interface TrainOptions {
 /** Defaults of the optional fields of `TrainOptions`. */
 export const DEFAULT_TRAINING = Object.freeze({
   accumulation: 1, seed: 0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01, maxNorm: 1, latentGradient: 'through' as const,
-  recompute: false, trainVision: true, checkpointEvery: 0, keepCheckpoints: 2,
+  recompute: false, trainVision: false, checkpointEvery: 0, keepCheckpoints: 2,
 });
 
 type NeededField = 'data' | 'stages' | 'batchSize';
 export type TrainArguments = Pick<TrainOptions, NeededField> & Partial<Omit<TrainOptions, NeededField>>;
 
-const FIELDS = ['data', 'stages', 'batchSize', 'metricsFile', 'checkpointFolder', 'resume', 'signal', ...Object.keys(DEFAULT_TRAINING)];
+const FIELDS = ['data', 'stages', 'batchSize', 'metricsFile', 'checkpointFolder', 'maxMemoryBytes', 'resume', 'signal', ...Object.keys(DEFAULT_TRAINING)];
 
 /** Arguments with their defaults. */
 export type FullOptions = TrainArguments & Omit<typeof DEFAULT_TRAINING, 'latentGradient'> & Pick<TrainOptions, 'latentGradient'>;
@@ -90,6 +92,7 @@ export function checkedOptions(options: TrainArguments): FullOptions {
   check.boolean('train', 'trainVision', full.trainVision);
   check.integer('train', 'checkpointEvery', full.checkpointEvery, 0);
   check.integer('train', 'keepCheckpoints', full.keepCheckpoints, 0);
+  if (full.maxMemoryBytes !== undefined && full.maxMemoryBytes !== Infinity) check.number('train', 'maxMemoryBytes', full.maxMemoryBytes, 0);
   check.signal('train', full.signal);
   if (typeof full.data?.at !== 'function') fail('ERR_ARGUMENT', 'train', `Expected data to have a function at but received ${check.show(full.data)}`);
   if (full.data.size !== undefined) check.integer('train', 'data.size', full.data.size, 1);

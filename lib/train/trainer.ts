@@ -1,12 +1,13 @@
 /** The training loop: curriculum stages, accumulation, clipping, AdamW; stops at any moment and resumes with the same bits. */
 import { abortable } from '../abort';
 import { fail } from '../errors';
+import { requireTrainingMemory } from '../model/memory';
 import type { NativeSession } from '../native';
 import { runBatch, type ModelView, type SequenceInput } from './batch';
 import { checkpointName, latestCheckpoint, pruneCheckpoints, readTrainerState, writeCheckpoint, zeroMoments, type SavableModel } from './checkpoint';
 import { drawShape, planStages, stageOf, stageSequence, type PlannedStage } from './curriculum';
+import { sampleIndex } from './dataOrder';
 import { metricsWriter } from './metrics';
-import { sampleIndex } from './random';
 import { learningRate } from './schedule';
 import { checkedOptions, type FullOptions, type TrainArguments } from './trainOptions';
 
@@ -42,7 +43,7 @@ export type TrainEvent =
  * same bits as an uninterrupted run.
  *
  * @param model its trainable parameters are changed; optimiser state starts at zero unless resumed.
- * @throws {LibError} `ERR_ARGUMENT`, `ERR_RANGE` for options; `ERR_CHECKPOINT` when `resume` does not fit; `ERR_RANGE` naming the step
+ * @throws {LibError} `ERR_ARGUMENT`, `ERR_RANGE` for options; `ERR_OUT_OF_MEMORY` before anything is taken; `ERR_CHECKPOINT` when `resume` does not fit; `ERR_RANGE` naming the step
  *   when the loss or the gradient is not finite (the weights are those of the step before); `signal.reason` when aborted.
  */
 export async function* train(model: ModelView & SavableModel, options: TrainArguments): AsyncGenerator<TrainEvent, void, void> {
@@ -50,8 +51,10 @@ export async function* train(model: ModelView & SavableModel, options: TrainArgu
   const stages = planStages(full.stages, full.batchSize * full.accumulation, full.data.size);
   const total = stages.reduce((sum, { steps }) => sum + steps, 0);
   const settings = settingsOf(full, stages);
+  const resumedFrom = startingPoint(full);
+  for (const { name } of model.native.parameters()) if (name.startsWith('visual.')) model.native.setTrainable(name, full.trainVision);
+  requireTrainingMemory('train', model.native, full.maxMemoryBytes);
   await abortable(undefined, () => model.native.enableTraining());
-  const resumedFrom = full.resume === 'latest' ? latestCheckpoint(full.checkpointFolder as string) : full.resume;
   let done = 0;
   if (resumedFrom === undefined) await zeroMoments(model);
   else done = await readTrainerState(model, resumedFrom, settings);
@@ -61,31 +64,33 @@ export async function* train(model: ModelView & SavableModel, options: TrainArgu
   const save = async (): Promise<TrainEvent | undefined> => {
     if (full.checkpointFolder === undefined || saved === done) return undefined;
     const folder = await writeCheckpoint(model, full.checkpointFolder, checkpointName(done), { step: done, settings });
-    pruneCheckpoints(full.checkpointFolder, full.keepCheckpoints);
+    pruneCheckpoints(full.checkpointFolder, done, full.keepCheckpoints);
     saved = done;
     return { type: 'checkpoint', folder, step: done };
   };
   try {
     yield { type: 'start', step: done, steps: total, ...(resumedFrom === undefined ? {} : { resumedFrom }) };
-    let next = done < total ? prepareStep(run, done) : undefined;
+    let next = done < total ? await prepareStep(run, done) : undefined;
     while (next !== undefined) {
       const { stage, stageStep } = next;
       if (stageStep === 0) {
         if (stage.resetOptimizer && done > 0) await zeroMoments(model);
         yield { type: 'stage', stage };
       }
-      const running = runStep(run, next);
       // The next step's samples are made while the native thread works on this one.
-      const following: PreparedStep | undefined = done + 1 < total ? await prepareWhile(running, () => prepareStep(run, done + 1)) : undefined;
-      const figures = await running;
+      const [ran, following]: [PromiseSettledResult<StepMetrics>, PromiseSettledResult<PreparedStep | undefined>] = await Promise.allSettled([
+        runStep(run, next), done + 1 < total ? prepareStep(run, done + 1) : undefined,
+      ]);
+      if (ran.status === 'rejected') throw ran.reason;
       done++;
-      metrics.write(figures);
-      yield { type: 'step', metrics: figures };
-      next = following;
+      metrics.write(ran.value);
+      yield { type: 'step', metrics: ran.value };
       if (full.checkpointEvery > 0 && done % full.checkpointEvery === 0 && done < total) {
         const event = await save();
         if (event) yield event;
       }
+      if (following.status === 'rejected') throw following.reason;
+      next = following.value;
     }
     const event = await save();
     if (event) yield event;
@@ -106,6 +111,14 @@ export async function trainAll(model: ModelView & SavableModel, options: TrainAr
     onEvent(event);
   }
   return last;
+}
+
+/** The checkpoint to go on from; undefined for a new training. */
+function startingPoint({ resume, checkpointFolder }: FullOptions): string | undefined {
+  const latest = checkpointFolder === undefined ? undefined : latestCheckpoint(checkpointFolder);
+  if (resume !== undefined) return resume === 'latest' ? latest : resume;
+  if (latest !== undefined) fail('ERR_ARGUMENT', 'train', `Expected a checkpointFolder without checkpoints but received one with ${latest}; set resume: 'latest', or name another folder`);
+  return undefined;
 }
 
 /** What a resumed run must have in common with the run that wrote the checkpoint. */
@@ -136,30 +149,19 @@ interface PreparedStep {
 }
 
 /** Samples of an optimiser step, at the curriculum stage that each is drawn at. */
-function prepareStep({ options, stages }: Run, step: number): PreparedStep {
+async function prepareStep({ options, stages }: Run, step: number): Promise<PreparedStep> {
   const { data, batchSize, accumulation, seed } = options;
   const stage = stageOf(stages, step) as PlannedStage;
   const stageStep = step - stage.firstStep;
-  let targets = 0;
-  const batches = Array.from({ length: accumulation }, (_, batch) => Array.from({ length: batchSize }, (__, n): SequenceInput => {
+  const batches = await Promise.all(Array.from({ length: accumulation }, (_, batch) => Promise.all(Array.from({ length: batchSize }, async (__, n): Promise<SequenceInput> => {
     const position = (step * accumulation + batch) * batchSize + n;
-    const sample = data.at(sampleIndex(seed, position, data.size), { stage, stageStep });
+    const sample = await data.at(sampleIndex(seed, position, data.size), { stage, stageStep });
     const { latents, words } = stageSequence(sample, drawShape(stage, seed, position));
-    targets += words.length;
     return { promptIds: sample.promptIds, pictures: sample.pictures, latents, words };
-  }));
+  }))));
+  const targets = batches.flat().reduce((sum, { words }) => sum + words.length, 0);
   if (targets === 0) fail('ERR_ARGUMENT', 'train', `Expected samples with words to learn but received none in step ${step + 1}`);
   return { step, stage, stageStep, batches, targets };
-}
-
-/** A failure of `prepare` must not leave the running step's promise without a handler. */
-async function prepareWhile<T>(running: Promise<unknown>, prepare: () => T): Promise<T> {
-  try {
-    return prepare();
-  } catch (error) {
-    await running.catch(() => {});
-    throw error;
-  }
 }
 
 async function runStep(run: Run, prepared: PreparedStep): Promise<StepMetrics> {

@@ -144,7 +144,7 @@ describe('questions', () => {
     for (let rows = 2; rows <= 10; rows++) {
       for (let columns = 2; columns <= 10; columns++) {
         const { picture, meta, sources } = sampleAt({ rows, columns, readingShare: 0.5 }, rows * 100 + columns);
-        expect([picture.height, picture.width, picture.data.length]).toEqual([rows * 28, columns * 28, rows * columns * 784 * 3]);
+        expect([picture.height, picture.width, picture.pixels.length]).toEqual([rows * 28, columns * 28, rows * columns * 784 * 3]);
         expect([meta.rows, meta.columns, meta.labels.length, meta.labels[0]!.length, sources.length]).toEqual([rows, columns, rows, columns, rows]);
       }
     }
@@ -176,7 +176,7 @@ describe('determinism', () => {
     // Pictures as base64: jest compares typed arrays element by element, which takes seconds.
     const at = (index: number): object => {
       const { picture, ...rest } = sampleAt({ ...options }, index);
-      return { ...rest, height: picture.height, width: picture.width, data: Buffer.from(picture.data).toString('base64') };
+      return { ...rest, height: picture.height, width: picture.width, data: Buffer.from(picture.pixels).toString('base64') };
     };
     const forward = Array.from({ length: 40 }, (_, index) => at(index));
     for (let index = 39; index >= 0; index--) expect(at(index)).toEqual(forward[index]);
@@ -198,7 +198,7 @@ describe('determinism', () => {
 
   test('recordAt is sampleAt without the picture', () => {
     const { picture, sources, ...record } = sampleAt(EVERY_SIZE, 5);
-    expect(picture.data.length).toBeGreaterThan(0);
+    expect(picture.pixels.length).toBeGreaterThan(0);
     expect(sources).toHaveLength(record.meta.rows);
     expect(recordAt(EVERY_SIZE, 5)).toEqual(record);
   });
@@ -251,14 +251,14 @@ describe('pictures', () => {
   test.each(['white', 'black'] as const)('each cell shows its digit in %s ink, grey in all three channels', (ink) => {
     const { picture, meta, sources } = sampleAt({ rows: 3, columns: 5, ink, split: 'test' }, 4);
     const { pixels } = loadDigits();
-    const expected = Buffer.alloc(picture.data.length);
+    const expected = Buffer.alloc(picture.pixels.length);
     for (let i = 0; i < expected.length; i++) {
       const [y, x] = [Math.floor(i / 3 / picture.width), Math.floor(i / 3) % picture.width];
       const [row, column] = [Math.floor(y / 28), Math.floor(x / 28)];
       const grey = pixels[meta.labels[row]![column]!]![sources[row]![column]! * 784 + (y % 28) * 28 + (x % 28)]!;
       expected[i] = ink === 'white' ? grey : 255 - grey;
     }
-    expect(expected.equals(picture.data)).toBe(true);
+    expect(expected.equals(picture.pixels)).toBe(true);
   });
 });
 

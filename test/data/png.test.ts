@@ -15,7 +15,7 @@ test('a picture comes back from its PNG file byte for byte', async () => {
   for (const source of [path, await picturePng(picture)]) {
     const { data, info } = await sharp(source).raw().toBuffer({ resolveWithObject: true });
     expect([info.height, info.width, info.channels]).toEqual([84, 140, 3]);
-    expect(data.equals(picture.data)).toBe(true);
+    expect(data.equals(picture.pixels)).toBe(true);
   }
 });
 
@@ -34,7 +34,7 @@ test('a contact sheet holds every picture and a caption below each', async () =>
     for (let y = 0; y < picture.height; y++) {
       const from = ((top + y) * info.width + left) * 3;
       const line = data.subarray(from, from + picture.width * 3);
-      expect(line.equals(picture.data.subarray(y * picture.width * 3, (y + 1) * picture.width * 3))).toBe(true);
+      expect(line.equals(picture.pixels.subarray(y * picture.width * 3, (y + 1) * picture.width * 3))).toBe(true);
     }
     const first = data.subarray((top + tallest + 2) * info.width * 3, (top + tallest + 18) * info.width * 3);
     let dark = 0;

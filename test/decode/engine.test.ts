@@ -1,6 +1,6 @@
 /** Generation on the real engine, with a tiny random model. */
 import { generate, stream } from '../../lib/decode';
-import type { LatentModel } from '../../lib/model/latentModel';
+import type { LatentModel } from '../../lib/latentModel';
 import { native } from '../../lib/native';
 import { sample, tinyModel } from '../train/tinyModel';
 

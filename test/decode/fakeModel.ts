@@ -1,7 +1,7 @@
 /** A model without arithmetic: logits are a hash of the sequence's rows so far. Records every call. */
 import type { GenerativeModel } from '../../lib/decode/generate';
 import type { NativeModel, NativePass, NativePassResult, NativeSession } from '../../lib/native';
-import { mix } from '../../lib/train/random';
+import { mix } from '../../lib/random';
 
 export const GEOMETRY = Object.freeze({ vocab: 32, imageToken: 30, videoToken: 31, patch: 14, merge: 2, temporal: 2 });
 export const END = 29;

@@ -126,6 +126,16 @@ describe('stream', () => {
     const pieces = (await collect(stream(model, { promptIds: [1] }))).flatMap((event) => (event.type === 'token' ? [event.text] : []));
     expect(pieces).toEqual(['a', '', 'é', '', '', '€', 'b', '']);
   });
+  test('a stop string before a character that never completes still stops', async () => {
+    const bytes = Buffer.from('ab€');   // one token "b" + the first byte of the euro sign, as byte-level vocabularies have
+    const tokens = [bytes.subarray(0, 1), bytes.subarray(1, 3)];
+    const model = fakeModel({ logitsOf: scripted([0, 1, END]) });
+    model.decodeText = (ids) => Buffer.concat(ids.map((id) => tokens[id]!)).toString('utf8');
+    for (const maxNewTokens of [2, 9]) {
+      const events = await collect(stream(model, { promptIds: [1] }, { stop: ['b'], maxNewTokens }));
+      expect(events.at(-1)).toMatchObject({ text: '', result: { text: 'a', finishReason: 'stop' } });
+    }
+  });
   test('is the same as generate', async () => {
     const events = await collect(stream(fakeModel(), REQUESTS[1]!, SAMPLED));
     const [result] = await generate(fakeModel(), [REQUESTS[1]!], SAMPLED);

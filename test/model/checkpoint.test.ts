@@ -2,7 +2,7 @@ import { cpSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writ
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { openCheckpoint } from '../../lib/model/checkpoint';
-import { LatentModel } from '../../lib/model/latentModel';
+import { LatentModel } from '../../lib/latentModel';
 import { estimateMemory } from '../../lib/model/memory';
 import { readHeader, readTensor, writeSafetensors, type TensorSource } from '../../lib/model/safetensors';
 import { native } from '../../lib/native';

@@ -1,4 +1,4 @@
-import { cpSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { LatentModel, native, newConfig, type Message, type NewModelConfig } from '../../lib/index';
@@ -57,6 +57,15 @@ describe('create', () => {
     expect(both[0]!.ids).toEqual(answer.ids);
     expect(both[1]).toMatchObject({ latentSteps: 0, arSteps: 5 });
   });
+});
+
+test('latent steps of a new model: its own, those of the processor folder, or 0 when 0 is said', async () => {
+  writeFileSync(join(folder, 'plumbline.json'), '{"format": 1, "latentSteps": 3}');
+  for (const [options, steps] of [[{}, 3], [{ latentSteps: 0 }, 0], [{ latentSteps: 5 }, 5]] as const) {
+    using model = await LatentModel.create(CONFIG, { processor: folder, ...options });
+    expect(model.latentSteps).toBe(steps);
+  }
+  rmSync(join(folder, 'plumbline.json'));
 });
 
 test('without a tokenizer ids work, text does not', async () => {

@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { mropePositions, positionsAfter, type Grid } from '../../lib/model/positions';
+import { mropePositions, type Grid } from '../../lib/model/positions';
 import { readTensors } from '../parity/goldens';
 
 const GEOMETRY = { imageToken: 303, videoToken: 304, merge: 2 };
@@ -43,10 +43,6 @@ test('the example of the documentation', () => {
 
 test('an empty sequence has no ids and delta 0', () => {
   expect(mropePositions([], [], GEOMETRY)).toEqual({ positions: new Int32Array(0), delta: 0 });
-});
-
-test('rows after the prompt go on from delta in all three rows', () => {
-  expect([...positionsAfter(10, -3, 2)]).toEqual([7, 8, 7, 8, 7, 8]);
 });
 
 test.each<[string, number[], Grid[], string]>([

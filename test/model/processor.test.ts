@@ -44,7 +44,7 @@ describe('tokenizer', () => {
     const stream = textStream(processor.decode, []);
     const pieces = ids.map((id) => stream.push(id).text);
     for (const piece of pieces) expect(piece).not.toContain('\uFFFD');
-    expect(pieces.join('') + stream.flush()).toBe(decoded);
+    expect(pieces.join('') + stream.flush().text).toBe(decoded);
   });
 
   test('ids that the tokenizer does not know leave no text', () => {

@@ -1,8 +1,7 @@
 /** The native session as training and decoding use it: caches, latents, gradients, recomputation. Values are checked by test/parity. */
 import { join } from 'node:path';
-import { LatentModel } from '../../lib/model/latentModel';
-import type { NativePass, NativeSession, NativeSessionOptions } from '../../lib/native';
-import { ROW_KIND } from '../../lib/native';
+import { LatentModel } from '../../lib/latentModel';
+import { native, ROW_KIND, type NativePass, type NativeSession, type NativeSessionOptions } from '../../lib/native';
 import { runBatch, type SequenceInput } from '../../lib/train/batch';
 
 const CHECKPOINT = join(__dirname, '..', 'fixtures', 'tiny-qwen2', 'checkpoint');
@@ -166,6 +165,97 @@ test('a fork shares the past and then goes its own way', async () => {
   expect(worstGap(await step(fresh, 1, 72), await step(twin, 1, 72))).toBe(0);
   expect(worstGap(other, original)).toBeGreaterThan(1e-3);
   session.dispose();
+});
+
+test('a fork taken after a failed pass owns its rows', async () => {
+  const session = open();
+  const rows = (id: number, start: number, count: number, position = 0): Promise<{ logits: Float32Array }> => session.extend({
+    sequences: Int32Array.of(id), cuSeqlens: Int32Array.of(0, count), kind: new Uint8Array(count).fill(ROW_KIND.token), index: Int32Array.from({ length: count }, (_, i) => (start + 7 * i) % 300),
+    positions: Int32Array.from({ length: 3 * count }, (_, i) => position + (i % count)), logitRows: Int32Array.of(count - 1),
+  });
+  const a = session.add();
+  await rows(a, 1, 10);
+  const { CancelToken } = native();
+  const token = new CancelToken();
+  const cancelled = session.extend({
+    sequences: Int32Array.of(a), cuSeqlens: Int32Array.of(0, 8000), kind: new Uint8Array(8000), index: new Int32Array(8000), positions: new Int32Array(24000),
+  }, token); // long enough to be running when the token is set: its pages are reserved
+  setTimeout(() => token.cancel(), 5);
+  await expect(cancelled).rejects.toMatchObject({ code: 'ABORTED' });
+  const b = await session.fork(a);
+  await rows(a, 3, 200, 10);
+  await rows(b, 5, 200, 10);
+  const after = (await rows(a, 2, 1, 210)).logits;
+  const alone = session.add();
+  await rows(alone, 1, 10);
+  await rows(alone, 3, 200, 10);
+  expect(worstGap([...after], [...(await rows(alone, 2, 1, 210)).logits])).toBeLessThan(1e-5);
+  session.dispose();
+});
+
+test('memory of a session stays flat over decoding steps and over ragged training steps', async () => {
+  const session = open();
+  const id = session.add();
+  const decode = async (from: number, to: number): Promise<void> => {
+    for (let i = from; i < to; i++) {
+      await session.extend({ sequences: Int32Array.of(id), cuSeqlens: Int32Array.of(0, 1), kind: Uint8Array.of(ROW_KIND.token), index: Int32Array.of(i % 300), positions: new Int32Array(3).fill(i), logitRows: Int32Array.of(0) });
+    }
+  };
+  await decode(0, 20);
+  const before = session.bytes();
+  await decode(20, 60); // inside the first page of 64 rows
+  expect(session.bytes()).toBe(before);
+  session.dispose();
+
+  const training = open({ training: true });
+  const sizes: number[] = [];
+  for (let step = 0; step < 60; step++) {
+    const { targets } = await runBatch(training, [sequence(step, [1 + (step % 3)], step % 3, 2 + (step % 5), 5 + (step % 17))], model.geometry);
+    await training.loss({ pass: targets.pass, row: targets.row, target: targets.target, scale: 1 });
+    await training.backward();
+    await training.reset();
+    sizes.push(training.bytes());
+  }
+  training.dispose();
+  expect(Math.max(...sizes.slice(30))).toBeLessThanOrEqual(2 * Math.max(...sizes.slice(0, 30)));
+});
+
+test('after a backward pass the gradient of visual rows is read with its own count, and old visual rows are gone', async () => {
+  const session = open({ training: true });
+  const one = sequence(3, [2], 0, 2);
+  const { targets } = await runBatch(session, [one], model.geometry);
+  await session.loss({ pass: targets.pass, row: targets.row, target: targets.target, scale: 1 });
+  await session.backward();
+  const { data, width } = await session.read('visual_grad', 0, 0);
+  expect(data.length).toBe(2 * width);
+  expect(Math.max(...data.map(Math.abs))).toBeGreaterThan(0);
+  const stale = session.extend({ sequences: Int32Array.of(session.add()), cuSeqlens: Int32Array.of(0, 1), kind: Uint8Array.of(ROW_KIND.visual), index: Int32Array.of(0), positions: new Int32Array(3) });
+  await expect(stale).rejects.toMatchObject({ code: 'ERR_RANGE', message: '[extend] Expected visual rows in 0..-1 but received 0 at row 0' });
+  const { pixels } = one.pictures[0]!;
+  await session.encode(Buffer.concat([pixels, pixels, pixels]), Int32Array.of(1, 56, 28, 1, 56, 28, 1, 56, 28));
+  expect((await session.read('visual_grad', 0, 0)).data.length).toBe(2 * width);
+  session.dispose();
+});
+
+test('a loss that is cancelled half-way spends the tape', async () => {
+  const session = open({ training: true });
+  const { targets } = await runBatch(session, RAGGED, model.geometry);
+  const token = new (native().CancelToken)();
+  token.cancel();
+  const asked = { pass: targets.pass, row: targets.row, target: targets.target, scale: 1 };
+  await expect(session.loss(asked, token)).rejects.toMatchObject({ code: 'ABORTED' });
+  session.dispose();
+});
+
+test('a new model starts from zeros, not from memory that was freed', async () => {
+  const spec = { ...model.config.text };
+  for (let round = 0; round < 2; round++) {
+    const fresh = await LatentModel.create(model.config, { seed: round });
+    fresh.dispose();
+  }
+  const bare = new (native().Model)({ text: spec, vision: { ...model.config.vision, imageMean: [0, 0, 0], imageStd: [1, 1, 1] }, dtype: 'f32' });
+  for (const { name } of bare.parameters()) expect((await bare.readParameter(name, 'value')).every((value) => value === 0)).toBe(true);
+  bare.dispose();
 });
 
 test('recomputed activations give the same bits', async () => {

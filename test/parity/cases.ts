@@ -1,7 +1,8 @@
 /** Goldens of ragged batches: forward, losses and the gradient of every parameter, through the code that training uses. */
 import type { NativePass, NativePassResult, NativeSession } from '../../lib/native';
+import type { Picture } from '../../lib/model/image';
 import { ROW_KIND } from '../../lib/native';
-import { runBatch, type ModelView, type Picture, type SequenceInput } from '../../lib/train/batch';
+import { runBatch, type ModelView, type SequenceInput } from '../../lib/train/batch';
 import type { Golden, Report } from './goldens';
 
 /** The switches of a golden's preset (keys of the oracle's presets.py) that decide whether this version can run it. */

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { codeOf } from '../../lib/errors';
 import { parseConfig, toNativeSpec } from '../../lib/model/config';
 import { parseImageSettings } from '../../lib/model/imageSettings';
-import { LatentModel } from '../../lib/model/latentModel';
+import { LatentModel } from '../../lib/latentModel';
 import { native } from '../../lib/native';
 import { runCase } from './cases';
 import { Golden, readManifest, Report, type Manifest } from './goldens';

@@ -4,11 +4,14 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import ts from 'typescript';
 import * as plumbline from '../../lib';
+import { demoPhases } from '../../lib/cli/demo';
 import { demoConfig, DEMO_SIZES } from '../../lib/cli/demoSizes';
 
 const ROOT = join(__dirname, '..', '..');
 const README = readFileSync(join(ROOT, 'README.md'), 'utf8');
-const CHECKPOINT = 'runs/demo-small-0/latent/checkpoint-1100';
+/** The folder that the demo leaves: the number is that of its latent training's steps. */
+const STEPS = demoPhases(DEMO_SIZES.small).latent.stages.reduce((sum, { steps }) => sum + (steps ?? 0), 0);
+const CHECKPOINT = `runs/demo-small-0/latent/checkpoint-${STEPS}`;
 
 function example(): string {
   const block = /```ts\n([\s\S]*?)```/.exec(README)?.[1];

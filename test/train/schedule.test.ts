@@ -1,4 +1,5 @@
-import { sampleIndex, uniform } from '../../lib/train/random';
+import { uniform } from '../../lib/random';
+import { sampleIndex } from '../../lib/train/dataOrder';
 import { learningRate } from '../../lib/train/schedule';
 
 describe('learningRate', () => {

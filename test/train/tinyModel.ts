@@ -1,9 +1,9 @@
 /** A model of a few thousand parameters, and data for it. */
 import { newConfig } from '../../lib/model/config';
-import { LatentModel } from '../../lib/model/latentModel';
+import { LatentModel } from '../../lib/latentModel';
 import { native, type NativeParameterInfo, type ParameterSlot, type StorageDType } from '../../lib/native';
 import type { TrainingData, TrainingSample } from '../../lib/train';
-import { mix } from '../../lib/train/random';
+import { mix } from '../../lib/random';
 
 const IMAGE = 40;
 export const END = 44;

@@ -1,7 +1,7 @@
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { LatentModel } from '../../lib/model/latentModel';
+import { LatentModel } from '../../lib/latentModel';
 import { train, trainAll, type StepMetrics, type TrainArguments, type TrainEvent, type TrainingStage } from '../../lib/train';
 import { contents, endless, sample, tinyModel } from './tinyModel';
 
@@ -28,7 +28,7 @@ const STAGES: TrainingStage[] = [
   { name: 'half', shape: { stage: 1, latentsPerStep: 2 }, steps: 2, learningRate: 2e-3, resetOptimizer: true, earlierProbability: 0.4 },
   { name: 'latents', shape: { stage: 2, lastStage: true, padLatents: true }, steps: 2, learningRate: 1e-3 },
 ];
-const BASE: TrainArguments = { data: endless, stages: STAGES, batchSize: 3, accumulation: 2, seed: 9 };
+const BASE: TrainArguments = { data: endless, stages: STAGES, batchSize: 3, accumulation: 2, seed: 9, trainVision: true };
 
 async function run(model: LatentModel, options: TrainArguments): Promise<StepMetrics[]> {
   const figures: StepMetrics[] = [];
@@ -95,19 +95,39 @@ describe('training', () => {
     expect(await norm({ recompute: true })).toBe(through);
     expect(Math.abs((await norm({ latentGradient: 'detached' })) - through)).toBeGreaterThan(1e-4 * through);
   });
-  test('frozen parameters stay as they are and the others move', async () => {
+  test('the vision tower is frozen unless asked, weight decay included, and the others move', async () => {
     const model = await fresh();
-    const before = await contents(model).catch(async () => {
-      await model.native.enableTraining();
-      return contents(model);
-    });
+    await model.native.enableTraining();
+    const before = await contents(model);
     const frozen = model.native.parameters().filter(({ name }) => name.startsWith('visual.')).map(({ name }) => name);
-    for (const name of frozen) model.native.setTrainable(name, false);
-    await run(model, { ...BASE, trainVision: false });
+    const { trainVision: _, ...rest } = BASE;
+    await run(model, { ...rest, weightDecay: 0.5 });
     const after = await contents(model);
     expect(frozen.length).toBeGreaterThan(5);
     for (const name of frozen) expect(after.get(`value.${name}`)).toEqual(before.get(`value.${name}`));
     expect(after.get('value.model.norm.weight')).not.toEqual(before.get('value.model.norm.weight'));
+    await run(model, BASE);
+    expect((await contents(model)).get('value.visual.patch_embed.proj.weight')).not.toEqual(before.get('value.visual.patch_embed.proj.weight'));
+  });
+  test('samples may come as promises; one that fails ends the training after the step before it', async () => {
+    const expected = timeless(await run(await fresh(), BASE));
+    const late = { at: async (index: number) => { await new Promise(setImmediate); return sample(index); } };
+    expect(timeless(await run(await fresh(), { ...BASE, data: late }))).toEqual(expected);
+    const done: number[] = [];
+    const broken = { at: (index: number) => (index < 18 ? sample(index) : Promise.reject(new Error('no more'))) };
+    await expect(trainAll(await fresh(), { ...BASE, data: broken }, (event) => { if (event.type === 'step') done.push(event.metrics.step); })).rejects.toThrow('no more');
+    expect(done).toEqual([1, 2, 3]);
+  });
+  test('memory is asked for before it is taken', async () => {
+    const model = await fresh({ dtype: 'bf16' });
+    const before = model.native.bytes();
+    const parameters = model.native.parameters().reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0);
+    const error = await caught(async () => run(model, { ...BASE, maxMemoryBytes: 15.9 * parameters }));
+    expect(error.code).toBe('ERR_OUT_OF_MEMORY');
+    expect(error.message).toMatch(/^\[train\] Expected [\d.]+ MB of memory for gradients and optimiser state of 0\.0 million parameters but received [\d.]+ MB\. Close other programs, /);
+    expect(model.native.bytes()).toBe(before);
+    await run(model, { ...BASE, maxMemoryBytes: 16.5 * parameters });
+    expect(await run(model, { ...BASE, maxMemoryBytes: 0.2 * parameters })).toHaveLength(7);   // nothing more is taken
   });
   test('a loss that is not finite names the step', async () => {
     const error = await caught(async () => run(await fresh(), { ...BASE, maxNorm: 0, stages: [{ name: 'wild', shape: {}, steps: 5, learningRate: 1e6, finalRate: 1 }] }));
@@ -154,6 +174,16 @@ describe('stop and resume', () => {
       expect([file, existsSync(join(checkpointFolder, 'checkpoint-7', file))]).toEqual([file, true]);
     }
     (await LatentModel.load(join(checkpointFolder, 'checkpoint-7'))).dispose();
+  });
+  test('a new training wants a folder without checkpoints; going on from an earlier one removes none of the later', async () => {
+    const checkpointFolder = join(folder, 'run');
+    const options = { ...BASE, checkpointFolder, checkpointEvery: 2, keepCheckpoints: 0 };
+    await run(await fresh(), options);
+    expect(await caught(async () => run(await fresh(), options))).toMatchObject({
+      code: 'ERR_ARGUMENT', message: `[train] Expected a checkpointFolder without checkpoints but received one with ${join(checkpointFolder, 'checkpoint-7')}; set resume: 'latest', or name another folder`,
+    });
+    for await (const event of train(await fresh(), { ...options, keepCheckpoints: 1, resume: join(checkpointFolder, 'checkpoint-2') })) if (event.type === 'checkpoint') break;
+    expect(readdirSync(checkpointFolder).sort()).toEqual(['checkpoint-4', 'checkpoint-6', 'checkpoint-7']);
   });
   test('a training can be extended by stages', async () => {
     const checkpointFolder = join(folder, 'run');

@@ -1,16 +1,16 @@
-/** A model with its processor: what programs load, create, ask and save. */
+/** A model with its processor: what programs load, create, ask and save. It stands above `model` and `decode`, which it joins. */
 import { join } from 'node:path';
-import * as check from '../check';
-import { generate, stream, type GenerateEvent, type GenerateOptions, type GenerateRequest, type GenerateResult } from '../decode/generate';
-import { fail, guarded } from '../errors';
-import { native, type NativeModel, type NativeSession, type NativeSessionOptions, type StorageDType } from '../native';
-import { openCheckpoint, readCompanions, type CompanionFiles } from './checkpoint';
-import { modelGeometry, newConfig, type ModelConfig, type ModelGeometry, type NewModelConfig } from './config';
-import { readJson } from './files';
-import { parseImageSettings, type ImageSettings } from './imageSettings';
-import { makeProcessor, type EncodedPrompt, type Message, type Processor } from './processor';
-import { parseGeneration, parseRecord, type GenerationDefaults, type LatentRecord } from './record';
-import { initializeWeights, loadWeights, readWeights, saveCheckpoint, type LoadProgress } from './weights';
+import * as check from './check';
+import { generate, stream, type GenerateEvent, type GenerateOptions, type GenerateRequest, type GenerateResult } from './decode/generate';
+import { fail, guarded } from './errors';
+import { openCheckpoint, readCompanions, type CompanionFiles } from './model/checkpoint';
+import { modelGeometry, newConfig, type ModelConfig, type ModelGeometry, type NewModelConfig } from './model/config';
+import { readJson } from './model/files';
+import { parseImageSettings, type ImageSettings } from './model/imageSettings';
+import { makeProcessor, type EncodedPrompt, type Message, type Processor } from './model/processor';
+import { parseGeneration, parseRecord, type GenerationDefaults, type LatentRecord } from './model/record';
+import { initializeWeights, loadWeights, readWeights, saveCheckpoint, type LoadProgress } from './model/weights';
+import { native, type NativeModel, type NativeSession, type NativeSessionOptions, type StorageDType } from './native';
 
 export interface LoadOptions {
   /** Storage of the matrices. 'auto' (default): bf16 where the file is, else f32. Sums are f32 always. */
@@ -27,7 +27,7 @@ export interface CreateOptions {
   seed?: number;
   /** Directory with tokenizer, chat template, preprocessor_config.json and generation_config.json for the new model. */
   processor?: string;
-  /** Latent steps before the words (default 0). */
+  /** Latent steps before the words (default: as plumbline.json of `processor` says, else 0). */
   latentSteps?: number;
   signal?: AbortSignal;
   maxMemoryBytes?: number;
@@ -113,7 +113,8 @@ export class LatentModel {
     check.options('create', options, ['dtype', 'seed', 'processor', 'latentSteps', 'signal', 'maxMemoryBytes']);
     const dtype = check.oneOf('create', 'dtype', options.dtype ?? 'f32', ['f32', 'bf16']);
     const seed = check.integer('create', 'seed', options.seed ?? 0, 0);
-    const parts = await newParts('source' in config ? config : newConfig(config), options.processor, check.integer('create', 'latentSteps', options.latentSteps ?? 0, 0));
+    const latentSteps = options.latentSteps === undefined ? undefined : check.integer('create', 'latentSteps', options.latentSteps, 0);
+    const parts = await newParts('source' in config ? config : newConfig(config), options.processor, latentSteps);
     const processor = makeProcessor(parts.config, parts.images, parts.companions);
     return new LatentModel(parts, dtype, processor, await initializeWeights(parts.config, parts.images, dtype, seed, weightOptions('create', options)));
   }
@@ -203,8 +204,8 @@ export class LatentModel {
 
   /** The checkpoint's own latent steps and sampling where a call says nothing. */
   #defaults(options: AskOptions): AskOptions {
-    const { sample, temperature, topK, topP, repetitionPenalty } = this.generation;
-    return { latentSteps: this.latentSteps, repetitionPenalty, ...(sample ? { temperature, topK, topP } : {}), ...options };
+    const { sample, temperature, topK, topP, minP, repetitionPenalty } = this.generation;
+    return { latentSteps: this.latentSteps, repetitionPenalty, ...(sample ? { temperature, topK, topP, minP } : {}), ...options };
   }
 }
 
@@ -221,12 +222,12 @@ function weightOptions(op: string, options: { signal?: AbortSignal; onProgress?:
   return { signal: check.signal(op, options.signal), onProgress, maxMemoryBytes };
 }
 
-async function newParts(config: ModelConfig, directory: string | undefined, latentSteps: number): Promise<Parts> {
+async function newParts(config: ModelConfig, directory: string | undefined, latentSteps: number | undefined): Promise<Parts> {
   const read = async (name: string): Promise<unknown> => (directory === undefined ? undefined : readJson(join(directory, name)));
   const companions = directory === undefined ? new Map<string, string>() : await readCompanions(directory);
   const record = parseRecord(await read('plumbline.json'));
   return {
-    config, companions, record: { ...record, latentSteps: latentSteps === 0 ? record.latentSteps : latentSteps },
+    config, companions, record: { ...record, latentSteps: latentSteps ?? record.latentSteps },
     images: parseImageSettings(await read('preprocessor_config.json'), config.vision),
     generation: parseGeneration(await read('generation_config.json'), config.source),
   };
