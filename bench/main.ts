@@ -4,7 +4,7 @@ import { machineFacts, table, type BenchRow } from './harness';
 import { decodeRow, trainingRows } from './models';
 import { attentionRows, gemmRows, gemvRows, higher, roofs, type Roofs } from './operations';
 
-/** Divides every row by the higher of the roofs measured before and after. */
+/** Divides every row by the highest of the roofs measured before, between and after the sections. */
 function againstRoof(row: BenchRow, used: Roofs, best: Roofs): BenchRow {
   if (row.roof === undefined) return row;
   const factor = row.unit === 'GFLOP/s' ? best.gflops / used.gflops : best.gigabytesPerSecond / used.gigabytesPerSecond;
@@ -17,14 +17,15 @@ async function main(): Promise<void> {
   const measured: BenchRow[] = [];
   say('roofs of this machine');
   const roof = await roofs();
+  let best = roof;
   for (const [name, run] of [
     ['GEMM', () => gemmRows(roof)], ['GEMV', () => gemvRows(roof)], ['attention', () => attentionRows(roof)],
     ['decoding (makes a model of 0.8 GB)', async () => [await decodeRow(roof)]], ['training', () => trainingRows(values.peer)],
   ] as const) {
     say(name);
     measured.push(...await run());
+    best = higher(best, await roofs());
   }
-  const best = higher(roof, await roofs());
   const rows = [...best.rows, ...measured.map((row) => againstRoof(row, roof, best))];
   const machine = machineFacts();
   process.stdout.write(values.json ? `${JSON.stringify({ machine, rows }, null, 1)}\n` : `${JSON.stringify(machine)}\n\n${table(rows)}\n`);
