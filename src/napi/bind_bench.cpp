@@ -2,6 +2,7 @@
 // fma_peak returns GFLOP/s per repeat, gemm_time the backend's counters.
 #include <chrono>
 
+#include "../model/memory.h"
 #include "bind_ops.h"
 #include "contiguous_pages.h"
 
@@ -94,12 +95,13 @@ float read_streams(const float* data, int64_t floats) {
 }
 
 std::vector<double> bench_read(CpuBackend& backend, const Sizes& s, int64_t repeats, const CancelFlag& flag) {
-  const std::vector<float> data = noise(s[0] / 4);
-  const int64_t parts = 4 * backend.threads(), length = size_of(data) / parts;
+  const Block block(backend, static_cast<size_t>(s[0]));  // the backend's own memory: weights lie on huge pages, so must this
+  const int64_t parts = 4 * backend.threads(), length = s[0] / 4 / parts;
+  backend.fill(block.floats(), 1.0f, s[0] / 4);
   std::vector<float> sums(static_cast<size_t>(parts));
   volatile float sink = 0;
   return repeat(repeats, flag, [&] {
-    backend.pool().parallel_for(parts, &flag, [&](int64_t part, int32_t) { sums[static_cast<size_t>(part)] = read_streams(data.data() + part * length, length); });
+    backend.pool().parallel_for(parts, &flag, [&](int64_t part, int32_t) { sums[static_cast<size_t>(part)] = read_streams(block.floats() + part * length, length); });
     sink = sink + sums[0];
   });
 }
