@@ -49,6 +49,27 @@ export function string(op: string, name: string, value: unknown): string {
   return value as string;
 }
 
+export function array(op: string, name: string, value: unknown): readonly unknown[] {
+  expect(Array.isArray(value), 'ERR_ARGUMENT', op, `${name} to be an array`, value);
+  return value as readonly unknown[];
+}
+
+/** Anything with properties: not null, no plain value, no function. */
+export function object(op: string, name: string, value: unknown): object {
+  expect(typeof value === 'object' && value !== null, 'ERR_ARGUMENT', op, `${name} to be an object`, value);
+  return value as object;
+}
+
+export function callback(op: string, name: string, value: unknown): void {
+  expect(typeof value === 'function', 'ERR_ARGUMENT', op, `${name} to be a function`, value);
+}
+
+/** A path or a name: no empty string. */
+export function path(op: string, name: string, value: unknown): string {
+  expect(string(op, name, value) !== '', 'ERR_ARGUMENT', op, `${name} to be a path`, value);
+  return value as string;
+}
+
 /** One of a list of words; the message names the nearest one. */
 export function oneOf<T extends string>(op: string, name: string, value: unknown, choices: readonly T[]): T {
   if (typeof value === 'string' && (choices as readonly string[]).includes(value)) return value as T;

@@ -8,7 +8,7 @@ import { modelGeometry, newConfig, type ModelConfig, type ModelGeometry, type Ne
 import { readJson } from './model/files';
 import { parseImageSettings, type ImageSettings } from './model/imageSettings';
 import { makeProcessor, type EncodedPrompt, type Message, type Processor } from './model/processor';
-import { parseGeneration, parseRecord, type GenerationDefaults, type LatentRecord } from './model/record';
+import { MAX_LATENTS, parseGeneration, parseRecord, type GenerationDefaults, type LatentRecord } from './model/record';
 import { initializeWeights, loadWeights, readWeights, saveCheckpoint, type LoadProgress } from './model/weights';
 import { native, type NativeModel, type NativeSession, type NativeSessionOptions, type StorageDType } from './native';
 
@@ -113,7 +113,9 @@ export class LatentModel {
     check.options('create', options, ['dtype', 'seed', 'processor', 'latentSteps', 'signal', 'maxMemoryBytes']);
     const dtype = check.oneOf('create', 'dtype', options.dtype ?? 'f32', ['f32', 'bf16']);
     const seed = check.integer('create', 'seed', options.seed ?? 0, 0);
-    const latentSteps = options.latentSteps === undefined ? undefined : check.integer('create', 'latentSteps', options.latentSteps, 0);
+    const latentSteps = options.latentSteps === undefined ? undefined : check.integer('create', 'latentSteps', options.latentSteps, 0, MAX_LATENTS);
+    check.object('create', 'config', config);
+    if (options.processor !== undefined) check.path('create', 'processor', options.processor);
     const parts = await newParts('source' in config ? config : newConfig(config), options.processor, latentSteps);
     const processor = makeProcessor(parts.config, parts.images, parts.companions);
     return new LatentModel(parts, dtype, processor, await initializeWeights(parts.config, parts.images, dtype, seed, weightOptions('create', options)));
@@ -152,20 +154,20 @@ export class LatentModel {
   }
 
   /** Answers several requests in ragged batches; results in the order of the requests. */
-  generateBatch(requests: readonly GenerateRequest<readonly Message[]>[], options: AskOptions = {}): Promise<GenerateResult[]> {
+  async generateBatch(requests: readonly GenerateRequest<readonly Message[]>[], options: AskOptions = {}): Promise<GenerateResult[]> {
     return generate(this, requests, this.#defaults(options));
   }
 
   /** Answers one request as it happens; leaving the loop stops the work. */
-  stream(request: GenerateRequest<readonly Message[]>, options: AskOptions = {}): AsyncGenerator<GenerateEvent, void, void> {
-    return stream(this, request, this.#defaults(options));
+  async *stream(request: GenerateRequest<readonly Message[]>, options: AskOptions = {}): AsyncGenerator<GenerateEvent, void, void> {
+    yield* stream(this, request, this.#defaults(options));
   }
 
   /** Writes a directory that `load` and Python read: classic Hugging Face layout, with the tokenizer files as they came. */
   async save(directory: string, options: SaveOptions = {}): Promise<void> {
-    check.string('save', 'directory', directory);
+    check.path('save', 'directory', directory);
     check.options('save', options, ['latentSteps', 'signal', 'onProgress']);
-    const latentSteps = check.integer('save', 'latentSteps', options.latentSteps ?? this.latentSteps, 0);
+    const latentSteps = check.integer('save', 'latentSteps', options.latentSteps ?? this.latentSteps, 0, MAX_LATENTS);
     const parts = { ...this.#parts, record: { ...this.record, latentSteps } };
     await saveCheckpoint(directory, this.native, this.dtype, parts, weightOptions('save', options));
   }
@@ -176,6 +178,7 @@ export class LatentModel {
    * @throws {LibError} `ERR_CHECKPOINT` when it is another model.
    */
   async loadWeights(directory: string, options: Pick<LoadOptions, 'signal' | 'onProgress'> = {}): Promise<void> {
+    check.options('load', options, ['signal', 'onProgress']);
     const model = this.native;
     const checkpoint = await openCheckpoint(directory);
     for (const part of ['text', 'vision'] as const) {
@@ -204,6 +207,7 @@ export class LatentModel {
 
   /** The checkpoint's own latent steps and sampling where a call says nothing. */
   #defaults(options: AskOptions): AskOptions {
+    check.object('generate', 'options', options);
     const { sample, temperature, topK, topP, minP, repetitionPenalty } = this.generation;
     return { latentSteps: this.latentSteps, repetitionPenalty, ...(sample ? { temperature, topK, topP, minP } : {}), ...options };
   }

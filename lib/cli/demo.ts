@@ -1,12 +1,12 @@
 /** The demo: a small model learns to read, to reason in words, then in latents; a copy learns to answer at once; all are compared. */
-import { mkdirSync, readdirSync, existsSync } from 'node:fs';
+import { mkdirSync, readdirSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { chanceLevel, writeContactSheet, writeDigitGridTokenizer, type ChanceLevel } from '../data';
 import { fail } from '../errors';
 import { evaluate, type Evaluation, type EvaluationItem } from '../evaluate';
 import { newConfig } from '../model/config';
-import { writeJson } from '../model/files';
+import { writeJson, writing } from '../model/files';
 import { LatentModel } from '../latentModel';
 import { native, type NativeBuildInfo } from '../native';
 import { latestCheckpoint } from '../train/checkpoint';
@@ -112,10 +112,10 @@ export async function runDemo(options: DemoOptions, reporter: DemoReporter): Pro
   const { out, seed, signal } = options;
   const base = DEMO_SIZES[options.size];
   const size = options.minutes === undefined ? base : scaledTo(base, options.minutes);
-  if (!options.resume && existsSync(out) && readdirSync(out).length > 0) {
+  await writing('demo', out, async () => mkdirSync(out, { recursive: true }));
+  if (!options.resume && readdirSync(out).length > 0) {
     fail('ERR_ARGUMENT', 'demo', `Expected an empty run folder but received ${out} with files in it; add --resume, or name another with --out`);
   }
-  mkdirSync(out, { recursive: true });
   const questions = heldOut(size, seed, size.questions, 0);
   await writeContactSheet(questions.samples.slice(0, 16), join(out, 'samples.png'));
   const context: Context = { options, size, reporter, seconds: {}, signal };

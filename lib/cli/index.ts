@@ -72,7 +72,7 @@ async function demo(args: DemoArguments): Promise<void> {
   } catch (error) {
     reporter.end();
     if (!signal.aborted || error !== signal.reason) throw error;
-    process.stderr.write(`${(error as Error).message}; go on with: plumbline demo --size ${size} --seed ${seed} --out ${out} --resume\n`);
+    process.stderr.write(`${(error as Error).message}; go on with: plumbline demo --size ${size} --seed ${seed}${minutes === undefined ? '' : ` --minutes ${minutes}`} --out ${out} --resume\n`);
     process.exitCode = 130;
   }
 }
@@ -130,6 +130,8 @@ export function program(): Command {
 }
 
 if (require.main === module) {
+  // A reader that has enough, as `head`, is no failure.
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => process.exit(error.code === 'EPIPE' ? 0 : 1));
   program().parseAsync().catch((error: unknown) => {
     // Errors of the library say what to do; others are defects, for which the stack matters.
     const text = codeOf(error) === undefined && error instanceof Error ? error.stack : (error as Error).message;

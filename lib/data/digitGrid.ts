@@ -1,4 +1,5 @@
 import type { RgbImage } from '../model/image';
+import { integer } from '../check';
 import { CELL, loadDigits, splitRange, type Split } from './digits';
 import { checkedOptions } from './digitGridOptions';
 import { ASK, type Grid, type QuestionKind } from './questions';
@@ -73,6 +74,7 @@ export interface ChanceLevel {
  * @param count number of records, from index 0.
  */
 export function chanceLevel(options: Partial<DigitGridOptions>, count = 20_000): ChanceLevel {
+  integer('chanceLevel', 'count', count, 0, 10_000_000);
   const answers = new Map<QuestionKind, Map<string, number>>();
   for (let index = 0; index < count; index++) {
     const { questionKind, answer } = recordAt(options, index);

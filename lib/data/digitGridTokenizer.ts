@@ -1,6 +1,6 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { show } from '../check';
+import { array, integer, object, show, string } from '../check';
 import { fail } from '../errors';
 import type { DigitGridRecord } from './digitGrid';
 
@@ -59,7 +59,7 @@ const BEFORE_IMAGE = [id('<|im_start|>'), id('user'), id('<|vision_start|>')];
 const BEFORE_REPLY = [id('<|im_end|>'), id('<|im_start|>'), id('assistant')];
 
 function wordIds(text: string): number[] {
-  return text.split(' ').map((word) => IDS.get(word)
+  return string('encodeDigitGrid', 'a text', text).split(' ').map((word) => IDS.get(word)
     ?? fail('ERR_ARGUMENT', 'encodeDigitGrid', `Expected words of the digit-grid task but received ${show(word)}`));
 }
 
@@ -78,6 +78,10 @@ export interface EncodedDigitGrid {
  * @throws ERR_ARGUMENT for a record that is not of the digit-grid task.
  */
 export function encodeDigitGrid(record: Pick<DigitGridRecord, 'question' | 'steps' | 'answer' | 'meta'>): EncodedDigitGrid {
+  object('encodeDigitGrid', 'record', record);
+  object('encodeDigitGrid', 'meta', record.meta);
+  for (const side of ['rows', 'columns'] as const) integer('encodeDigitGrid', side, record.meta[side], 1, 100);
+  array('encodeDigitGrid', 'steps', record.steps);
   const cells = new Array<number>(record.meta.rows * record.meta.columns).fill(DIGIT_GRID_TOKENS.imagePad);
   return {
     promptIds: [...BEFORE_IMAGE, ...cells, DIGIT_GRID_TOKENS.visionEnd, ...wordIds(record.question), ...BEFORE_REPLY],
@@ -93,6 +97,7 @@ export function digitGridReply(record: Pick<DigitGridRecord, 'steps' | 'answer'>
 
 /** The answer in a generated reply: what stands after the last `answer ` to the end of its line; null where there is none. */
 export function digitGridAnswer(reply: string): string | null {
+  string('digitGridAnswer', 'reply', reply);
   const found = /^(?:[^]*\n)?answer ([^\n]*)/.exec(reply);
   return found ? found[1]!.replace(/<\|.*$/, '').trim() : null;
 }

@@ -1,7 +1,7 @@
 import { createReadStream } from 'node:fs';
 import { mkdir, open } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
-import { show } from '../check';
+import { path as checkPath, show } from '../check';
 import { fail } from '../errors';
 import type { DataRecord } from './record';
 
@@ -20,6 +20,7 @@ const LONGEST_LINE = 1 << 22;
  *   or a file that cannot be read.
  */
 export async function* readRecords(path: string): AsyncGenerator<DataRecord, void, undefined> {
+  checkPath(OP, 'path', path);
   const seen = new Map<string, number>();
   let number = 0;
   for await (const line of linesOf(path)) {
@@ -58,6 +59,10 @@ async function* linesOf(path: string): AsyncGenerator<string, void, undefined> {
 
 /** Writes records to a JSON Lines file, one a line; the folder is made if missing and an existing file is replaced. */
 export async function writeRecords(path: string, records: Iterable<DataRecord> | AsyncIterable<DataRecord>): Promise<number> {
+  checkPath('writeRecords', 'path', path);
+  if (typeof records !== 'object' || records === null || !(Symbol.iterator in records || Symbol.asyncIterator in records)) {
+    fail('ERR_ARGUMENT', 'writeRecords', `Expected records to be an iterable of records but received ${show(records)}`);
+  }
   await mkdir(dirname(path), { recursive: true });
   const file = await open(path, 'w');
   let count = 0;

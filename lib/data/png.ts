@@ -1,15 +1,16 @@
 import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { Sharp } from 'sharp';
-import { integer } from '../check';
+import { array, integer, object, typedArray } from '../check';
 import { fail } from '../errors';
 import { loadSharp, type RgbImage } from '../model/image';
 import type { DigitGridSample } from './digitGrid';
 
 /** Writes a picture as a PNG file; its folder is made if missing. */
 export async function writePicturePng(picture: RgbImage, path: string): Promise<void> {
+  const image = rgb(picture);
   await mkdir(dirname(path), { recursive: true });
-  await rgb(picture).png().toFile(path);
+  await image.png().toFile(path);
 }
 
 /** A picture as the bytes of a PNG file. */
@@ -28,6 +29,7 @@ const CHARACTER_WIDTH = 8;
  * @param columns samples beside each other, at least 1.
  */
 export async function writeContactSheet(samples: readonly DigitGridSample[], path: string, columns = 4): Promise<void> {
+  array('writeContactSheet', 'samples', samples);
   integer('writeContactSheet', 'columns', columns, 1, 100);
   if (samples.length === 0) fail('ERR_ARGUMENT', 'writeContactSheet', 'Expected at least one sample but received none');
   const captions = samples.map((sample) => [sample.question, ...sample.steps.map((step) => `· ${step}`), `answer ${sample.answer}`]);
@@ -52,7 +54,11 @@ export async function writeContactSheet(samples: readonly DigitGridSample[], pat
     .composite([...pictures, { input: Buffer.from(svg), left: 0, top: 0 }]).png().toFile(path);
 }
 
-function rgb({ pixels, width, height }: RgbImage): Sharp {
+function rgb(picture: RgbImage): Sharp {
+  object('png', 'picture', picture);
+  const { pixels, width, height } = picture;
+  for (const side of ['width', 'height'] as const) integer('png', side, picture[side], 1, 65535);
+  typedArray('png', 'pixels', pixels, 'Uint8Array', width * height * 3, 'width*height*3');
   return loadSharp()(pixels, { raw: { width, height, channels: 3 } });
 }
 

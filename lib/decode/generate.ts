@@ -1,8 +1,9 @@
 /** Generation: prompts in, words out, with or without latent steps before the words. Ragged batches throughout. */
 import { abortable } from '../abort';
 import * as check from '../check';
-import { fail } from '../errors';
+import { fail, guarded } from '../errors';
 import type { ModelGeometry } from '../model/config';
+import { MAX_LATENTS } from '../model/record';
 import type { NativeSession } from '../native';
 import {
   appendLatent, appendPrompt, appendWords, checkPrompt, closeSequence, finishPass, packPictures, startPass, wantLogits,
@@ -125,10 +126,11 @@ interface Active {
 }
 
 function checkedOptions(op: string, model: GenerativeModel<never>, options: Partial<GenerateOptions>): CheckedOptions {
+  check.object(op, 'model', model);
   check.options(op, options, OPTION_FIELDS);
   const full = { ...DEFAULT_GENERATION, ...options };
   checkSampling(op, full);
-  check.integer(op, 'latentSteps', full.latentSteps, 0);
+  check.integer(op, 'latentSteps', full.latentSteps, 0, MAX_LATENTS);
   check.integer(op, 'maxNewTokens', full.maxNewTokens, 1);
   check.integer(op, 'seed', full.seed, 0);
   check.integer(op, 'batchSize', full.batchSize, 1);
@@ -141,14 +143,15 @@ function checkedOptions(op: string, model: GenerativeModel<never>, options: Part
     fail('ERR_UNSUPPORTED', op, 'Expected a model with a tokenizer for stop strings but received one without; use stopIds');
   }
   const endIds = full.stopIds ?? model.endIds;
+  check.array(op, 'stopIds', endIds);
   for (const id of endIds) check.integer(op, 'stop id', id, 0, model.geometry.vocab - 1);
   return { ...full, endIds: new Set(endIds) };
 }
 
 async function prepareAll<M>(op: string, model: GenerativeModel<M>, requests: readonly GenerateRequest<M>[], options: CheckedOptions): Promise<Active[]> {
-  if (!Array.isArray(requests)) fail('ERR_ARGUMENT', op, `Expected requests to be an array but received ${check.show(requests)}`);
+  check.array(op, 'requests', requests);
   const prepared: Active[] = [];
-  for (const [number, request] of (requests as readonly GenerateRequest<M>[]).entries()) {
+  for (const [number, request] of requests.entries()) {
     options.signal?.throwIfAborted();
     prepared.push(await prepare(op, model, request, number, options));
   }
@@ -157,8 +160,9 @@ async function prepareAll<M>(op: string, model: GenerativeModel<M>, requests: re
 
 async function prepare<M>(op: string, model: GenerativeModel<M>, request: GenerateRequest<M>, number: number, options: CheckedOptions): Promise<Active> {
   const what = `request ${number}`;
+  check.object(op, what, request);
   check.options(op, request, REQUEST_FIELDS);
-  const latentSteps = check.integer(op, `latentSteps of ${what}`, request.latentSteps ?? options.latentSteps, 0);
+  const latentSteps = check.integer(op, `latentSteps of ${what}`, request.latentSteps ?? options.latentSteps, 0, MAX_LATENTS);
   const maxNewTokens = check.integer(op, `maxNewTokens of ${what}`, request.maxNewTokens ?? options.maxNewTokens, 1);
   const seed = check.integer(op, `seed of ${what}`, request.seed ?? options.seed, 0);
   const prompt = await promptOf(op, model, request, what);
@@ -204,7 +208,7 @@ async function* decodeBatch(model: GenerativeModel<never>, batch: readonly Activ
   const session = model.openSession({ training: false, recompute: false, detachLatents: false, visionGradient: false });
   try {
     let visual = await encodePictures(session, batch, signal);
-    for (const active of batch) active.cursor.id = session.add();
+    for (const active of batch) active.cursor.id = guarded(() => session.add());
     for (let rest = [...batch]; rest.length > 0; ) {
       const pass = startPass();
       const latentsBefore = rest.map((active) => active.latentsDone);
@@ -227,7 +231,7 @@ async function* decodeBatch(model: GenerativeModel<never>, batch: readonly Activ
           left.push(active);
           continue;
         }
-        await session.free(active.cursor.id);
+        await abortable(undefined, () => session.free(active.cursor.id));
         yield { request, event: end };
       }
       rest = left;

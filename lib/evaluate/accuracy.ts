@@ -39,7 +39,15 @@ export interface EvaluationOptions extends Partial<GenerateOptions> {
  * @throws as `generate`.
  */
 export async function evaluate(model: GenerativeModel<never>, items: readonly EvaluationItem[], options: EvaluationOptions = {}): Promise<Evaluation> {
+  check.array('evaluate', 'items', items);
+  for (const [n, item] of items.entries()) {
+    check.object('evaluate', `item ${n}`, item);
+    check.string('evaluate', `kind of item ${n}`, item.kind);
+    check.callback('evaluate', `isRight of item ${n}`, item.isRight);
+  }
+  check.object('evaluate', 'options', options);
   const { onProgress, ...generation } = options;
+  if (onProgress !== undefined) check.callback('evaluate', 'onProgress', onProgress);
   const batchSize = check.integer('evaluate', 'batchSize', generation.batchSize ?? 64, 1);
   const answers: Evaluation['answers'] = [];
   let milliseconds = 0;

@@ -3,6 +3,7 @@
  * `weights.ts`.
  */
 import { join } from 'node:path';
+import * as check from '../check';
 import { fail } from '../errors';
 import type { NativeFileTensor, StorageDType } from '../native';
 import { parseConfig, withVocab, type ModelConfig } from './config';
@@ -51,6 +52,7 @@ interface Found {
  * @throws {LibError} `ERR_CHECKPOINT` naming the file and the tensor or key, `ERR_UNSUPPORTED` for other kinds of model.
  */
 export async function openCheckpoint(directory: string): Promise<Checkpoint> {
+  check.string('load', 'directory', directory);
   const rawConfig = await readJson(join(directory, 'config.json'));
   if (rawConfig === undefined) return fail('ERR_CHECKPOINT', 'load', `Expected config.json in ${directory} but received no such file. Give the directory of a Hugging Face checkpoint.`);
   const stated = parseConfig(rawConfig);

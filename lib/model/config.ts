@@ -4,6 +4,7 @@
  * Hub files are sparse, and newer ones nest the text keys in `text_config` and call `rope_scaling` `rope_parameters`; the defaults
  * are those of transformers' configuration classes.
  */
+import * as check from '../check';
 import { fail } from '../errors';
 import type { NativeModelSpec, NativeTextSpec, NativeVisionSpec, StorageDType } from '../native';
 import type { ImageSettings } from './imageSettings';
@@ -150,7 +151,12 @@ export interface NewModelConfig {
 
 /** Makes the config of a new model; checked like a file. */
 export function newConfig(wanted: NewModelConfig): ModelConfig {
+  checkFields('config', wanted, ['text', 'vision', 'tokens', 'initializerRange']);
   const { text, vision, tokens } = wanted;
+  checkFields('text', text, ['hidden', 'layers', 'heads', 'kvHeads', 'headDim', 'intermediate', 'vocab', 'mropeSection', 'tied', 'eps', 'ropeTheta']);
+  checkFields('vision', vision, ['depth', 'width', 'heads', 'mlpWidth']);
+  checkFields('tokens', tokens, ['image', 'video', 'visionStart', 'visionEnd', 'eos', 'pad']);
+  check.array(OP, 'text.mropeSection', text.mropeSection);
   return parseConfig({
     architectures: ['Qwen2VLForConditionalGeneration'], model_type: 'qwen2_vl',
     hidden_size: text.hidden, num_hidden_layers: text.layers, num_attention_heads: text.heads, num_key_value_heads: text.kvHeads,
@@ -167,6 +173,11 @@ export function newConfig(wanted: NewModelConfig): ModelConfig {
       spatial_patch_size: 14, spatial_merge_size: 2, temporal_patch_size: 2,
     },
   });
+}
+
+function checkFields(name: string, value: unknown, fields: readonly string[]): void {
+  check.object(OP, name, value);
+  check.options(OP, value, fields);
 }
 
 /** A ratio whose truncated product with `width` is `mlpWidth` again: a plain quotient may fall just below it. */

@@ -43,6 +43,16 @@ async function syncFolder(path: string): Promise<void> {
   }
 }
 
+/** Work that writes files: what the operating system refuses comes out as a `LibError` that names the place. */
+export async function writing<T>(op: string, place: string, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    if (typeof (error as { syscall?: unknown } | undefined)?.syscall !== 'string') throw error;
+    return fail('ERR_CHECKPOINT', op, `Expected ${place} to be a folder that can be written but received ${(error as Error).message}. Free space, correct its permissions, or choose another.`, { cause: error });
+  }
+}
+
 export async function writeJson(path: string, value: unknown): Promise<void> {
   await writeAtomically(path, (write) => write(Buffer.from(`${JSON.stringify(value, null, 2)}\n`)));
 }
@@ -56,7 +66,8 @@ export async function readText(path: string): Promise<string | undefined> {
   if (!(await exists(path))) return undefined;
   const { size } = await stat(path);
   if (size > MAX_JSON_BYTES) return fail('ERR_CHECKPOINT', 'load', `Expected ${path} to have at most ${MAX_JSON_BYTES} bytes but received ${size}. Is it the right file?`);
-  return readFile(path, 'utf8');
+  return readFile(path, 'utf8').catch((error: Error) =>
+    fail('ERR_CHECKPOINT', 'load', `Expected a readable file at ${path} but received ${error.message}. Correct its permissions, or copy it again.`, { cause: error }));
 }
 
 /** A parsed JSON file, or undefined when there is no such file. */

@@ -5,6 +5,7 @@ import { abortable } from '../abort';
 import * as check from '../check';
 import { LibError, fail } from '../errors';
 import { native } from '../native';
+import { exists } from './files';
 
 /** Pixels that are there already: 8-bit, row-major, channels interleaved; 1 = grey, 2 = grey + alpha, 3 = RGB, 4 = RGBA. */
 export interface RawImage {
@@ -38,6 +39,8 @@ export interface ImageLimits {
 
 /** A photo of 100 megapixels decodes to 0.3 GB; what claims to be more is a mistake or an attack. */
 export const DEFAULT_MAX_INPUT_PIXELS = 100_000_000;
+/** Formats of pixels. Not SVG: it is a program, and a few hundred bytes of it draw for minutes. */
+const FORMATS: ReadonlySet<string> = new Set(['png', 'jpeg', 'webp', 'gif', 'tiff', 'heif']);
 /** Largest ratio of sides, as in the reference preprocessing. */
 const MAX_ASPECT = 200;
 
@@ -55,7 +58,12 @@ export interface ResizeBounds {
  * @throws {LibError} `ERR_IMAGE` for an aspect ratio above 200.
  * @see the `smart_resize` of Qwen2-VL's image processor
  */
-export function smartResize(height: number, width: number, { factor, minPixels, maxPixels }: ResizeBounds): { height: number; width: number } {
+export function smartResize(height: number, width: number, bounds: ResizeBounds): { height: number; width: number } {
+  check.object('smartResize', 'bounds', bounds);
+  const { factor, minPixels, maxPixels } = bounds;
+  check.integer('smartResize', 'factor', factor, 1);
+  check.integer('smartResize', 'maxPixels', maxPixels, 1);
+  check.integer('smartResize', 'minPixels', minPixels, 1, maxPixels);
   check.integer('smartResize', 'height', height, 1);
   check.integer('smartResize', 'width', width, 1);
   if (Math.max(height, width) / Math.min(height, width) > MAX_ASPECT) {
@@ -89,13 +97,18 @@ function roundHalfEven(x: number): number {
  * @throws {LibError} `ERR_IMAGE` when it cannot be read, is no image or is too large; `ERR_ARGUMENT` for another kind of source.
  */
 export async function decodeImage(source: ImageSource, limits: ImageLimits = { maxInputPixels: DEFAULT_MAX_INPUT_PIXELS }): Promise<RgbImage> {
-  limits.signal?.throwIfAborted();
+  check.options('image', limits, ['maxInputPixels', 'signal']);
+  check.integer('image', 'maxInputPixels', limits.maxInputPixels, 1);
+  check.signal('image', limits.signal)?.throwIfAborted();
   if (isRaw(source)) return decodeRaw(source, limits);
   const { input, name } = encodedInput(source);
+  // Also because opening a named pipe waits for a writer for ever.
+  if (typeof input === 'string' && !(await exists(input))) fail('ERR_IMAGE', 'image', `Expected an image file at ${check.show(name)} but received no such file. Correct the path, or give the bytes.`);
   const sharp = loadSharp();
   try {
     const options = { limitInputPixels: false, failOn: 'error', ignoreIcc: true } as const;
-    const { width, height } = await sharp(input, options).metadata();
+    const { format, width, height } = await sharp(input, options).metadata();
+    if (!FORMATS.has(format)) fail('ERR_IMAGE', 'image', `Expected ${name} to be PNG, JPEG, WebP, GIF, TIFF or AVIF but received ${format}. Convert it first.`);
     checkSize(name, width, height, limits);
     const { data, info } = await sharp(input, options).autoOrient().toColourspace('srgb').raw({ depth: 'uchar' }).toBuffer({ resolveWithObject: true });
     limits.signal?.throwIfAborted();

@@ -1,6 +1,7 @@
 /** What a model costs in memory, said before it is taken. */
 import { availableMemory as processAvailable } from 'node:process';
 import { freemem } from 'node:os';
+import * as check from '../check';
 import { fail } from '../errors';
 import type { NativeModel, StorageDType } from '../native';
 import type { ModelConfig } from './config';
@@ -18,6 +19,8 @@ export interface MemoryEstimate {
 }
 
 export function estimateMemory(config: ModelConfig, dtype: StorageDType): MemoryEstimate {
+  check.object('memory', 'config', config);
+  for (const part of ['text', 'vision'] as const) check.object('memory', `config.${part}`, config[part]);
   let parameters = 0;
   let matrices = 0;
   let largest = 0;

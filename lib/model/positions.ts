@@ -4,6 +4,7 @@
  * Text advances the three together. A picture that starts at s takes (s + frame, s + row, s + column) on its merged grid, and what
  * follows it starts at the maximum over the three rows + 1, after a video too (transformers 4.5x; 5.x differs for long videos).
  */
+import * as check from '../check';
 import { fail } from '../errors';
 
 /** Patches of a picture before the merge: temporal patches, rows, columns. */
@@ -25,6 +26,9 @@ export interface Positions {
   delta: number;
 }
 
+/** Rows of a sequence: far above what any model takes, and what typed arrays hold. */
+const MAX_ROWS = 2 ** 24;
+
 /** Rows that a picture takes in the sequence. */
 export function mergedTokens(grid: Grid, merge: number): number {
   return grid[0] * Math.floor(grid[1] / merge) * Math.floor(grid[2] / merge);
@@ -43,7 +47,11 @@ export function mergedTokens(grid: Grid, merge: number): number {
  * // { positions: [0,1,1,1,1,3,  0,1,1,2,2,3,  0,1,2,1,2,3], delta: -2 }
  */
 export function mropePositions(ids: ArrayLike<number>, grids: readonly Grid[], geometry: PositionGeometry): Positions {
-  const length = ids.length;
+  check.object('positions', 'ids', ids);
+  check.object('positions', 'geometry', geometry);
+  check.integer('positions', 'merge', geometry.merge, 1);
+  checkGrids(grids);
+  const length = check.integer('positions', 'the number of ids', ids.length, 0, MAX_ROWS);
   const positions = new Int32Array(3 * length);
   let start = 0;
   let picture = 0;
@@ -71,6 +79,14 @@ export function mropePositions(ids: ArrayLike<number>, grids: readonly Grid[], g
     fail('ERR_SHAPE', 'positions', `Expected picture tokens for ${grids.length} picture(s) but received tokens for ${picture}`);
   }
   return { positions, delta: start - length };
+}
+
+function checkGrids(grids: readonly Grid[]): void {
+  check.array('positions', 'grids', grids);
+  for (const [n, grid] of grids.entries()) {
+    if (check.array('positions', `grid ${n}`, grid).length !== 3) fail('ERR_SHAPE', 'positions', `Expected grid ${n} to be [time, height, width] but received ${grid.length} numbers`);
+    for (const side of grid) check.integer('positions', `a side of grid ${n}`, side, 1, MAX_ROWS);
+  }
 }
 
 /** Writes the ids of a picture whose first row is `at`; returns how far the start of what follows moves. */

@@ -100,6 +100,7 @@ export function makeProcessor(config: ModelConfig, images: ImageSettings, compan
     tokenizer, encode, preparePicture,
     decode(ids: readonly number[]): string {
       if (tokenizer === undefined) return fail('ERR_UNSUPPORTED', 'decode', 'Expected a checkpoint with tokenizer.json for text but received one without. Add the file, or use the ids.');
+      check.array('decode', 'ids', ids);
       return tokenizer.decode(ids);
     },
   });

@@ -17,7 +17,8 @@ export interface LatentRecord {
 }
 
 const TOKEN_KEYS = { latentToken: 'latentTokenId', startLatentToken: 'startLatentTokenId', endLatentToken: 'endLatentTokenId' } as const;
-const MAX_LATENTS = 65536;
+/** More is a mistake: each latent is a pass through the model, and a row of its cache. */
+export const MAX_LATENTS = 65536;
 
 export function parseRecord(raw: unknown): LatentRecord {
   if (raw === undefined) return Object.freeze({ preset: 'default', latentSteps: 0, source: Object.freeze({}) });

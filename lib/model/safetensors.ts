@@ -4,7 +4,9 @@
  *
  * The reader believes nothing: files come from strangers. Format: huggingface.co/docs/safetensors.
  */
+import { constants } from 'node:fs';
 import { open, type FileHandle } from 'node:fs/promises';
+import * as check from '../check';
 import { fail } from '../errors';
 import { writeAtomically } from './files';
 import { isObject } from './jsonReader';
@@ -45,6 +47,7 @@ function damaged(path: string, expected: string, received: string): never {
  * @throws {LibError} `ERR_CHECKPOINT` naming the file, and the tensor where there is one.
  */
 export async function readHeader(path: string): Promise<SafetensorsHeader> {
+  check.string('safetensors', 'path', path);
   const file = await openFile(path);
   try {
     const { size } = await file.stat();
@@ -61,7 +64,8 @@ export async function readHeader(path: string): Promise<SafetensorsHeader> {
 async function openFile(path: string): Promise<FileHandle> {
   let file: FileHandle;
   try {
-    file = await open(path, 'r');
+    // Without O_NONBLOCK, opening a named pipe waits for a writer for ever. Windows has neither.
+    file = await open(path, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0));
   } catch (error) {
     return fail('ERR_CHECKPOINT', 'safetensors', `Expected a readable file at ${path} but received ${(error as Error).message}`, { cause: error });
   }
@@ -172,6 +176,8 @@ export interface WriteOptions {
  * on the disk; after a failure or an abort nothing is left behind.
  */
 export async function writeSafetensors(path: string, tensors: readonly TensorSource[], options: WriteOptions = {}): Promise<void> {
+  check.path('safetensors', 'path', path);
+  check.array('safetensors', 'tensors', tensors);
   const { header, totalBytes } = makeHeader(tensors, options.metadata);
   await writeAtomically(path, async (write) => {
     await write(header);

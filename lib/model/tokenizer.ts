@@ -37,7 +37,13 @@ export function makeTokenizer(files: CompanionFiles): Tokenizer | undefined {
   }
   const silent = new Set([...hub.get_added_tokens_decoder()].filter(([, token]) => token.special).map(([id]) => id));
   return {
-    encode: (text) => (text === '' ? [] : hub.encode(text, { add_special_tokens: false }).ids),
+    encode(text) {
+      try {
+        return text === '' ? [] : hub.encode(text, { add_special_tokens: false }).ids;
+      } catch (error) {
+        return fail('ERR_CHECKPOINT', 'tokenizer', `Expected a tokenizer.json that encodes text but received: ${(error as Error).message.slice(0, 200)}. Download it again.`, { cause: error });
+      }
+    },
     decode(ids) {
       const known = ids.filter((id) => !silent.has(id) && hub.id_to_token(id) !== undefined);
       return known.length === 0 ? '' : hub.decode(known, { clean_up_tokenization_spaces: false });

@@ -6,7 +6,7 @@ import { fail, guarded } from '../errors';
 import { native, type NativeModel, type NativeParameterInfo, type StorageDType } from '../native';
 import type { Checkpoint, CompanionFiles } from './checkpoint';
 import { configJson, toNativeSpec, type ModelConfig } from './config';
-import { exists, writeAtomically, writeJson } from './files';
+import { exists, writeAtomically, writeJson, writing } from './files';
 import { imageSettingsJson, type ImageSettings } from './imageSettings';
 import { requireMemory } from './memory';
 import { parameterShapes, sizeOf } from './parameterShapes';
@@ -110,7 +110,11 @@ export interface CheckpointParts {
  * Writes a directory in the classic Hugging Face layout. Each file appears complete or not at all, the weights last. Matrices keep
  * the model's storage type, vectors are f32, so that loading gives the same bits.
  */
-export async function saveCheckpoint(directory: string, model: NativeModel, dtype: StorageDType, parts: CheckpointParts, options: WeightOptions = {}): Promise<void> {
+export function saveCheckpoint(directory: string, model: NativeModel, dtype: StorageDType, parts: CheckpointParts, options: WeightOptions = {}): Promise<void> {
+  return writing('save', directory, () => writeFiles(directory, model, dtype, parts, options));
+}
+
+async function writeFiles(directory: string, model: NativeModel, dtype: StorageDType, parts: CheckpointParts, options: WeightOptions): Promise<void> {
   const infos = new Map(guarded(() => model.parameters()).map((info) => [info.name, info]));
   const tensors = parameterShapes(parts.config).map(({ name, shape }) => source(model, infos.get(name), name, shape));
   await mkdir(directory, { recursive: true });

@@ -7,6 +7,7 @@
  */
 import { ROW_KIND, type NativeCancelToken, type NativePass, type NativePassResult, type NativeModel, type NativeSession, type NativeSessionOptions } from '../native';
 import type { ModelGeometry } from '../model/config';
+import { MAX_LATENTS } from '../model/record';
 import type { Picture } from '../model/image';
 import { mropePositions } from '../model/positions';
 import * as check from '../check';
@@ -127,6 +128,7 @@ function checkIds(op: string, what: string, ids: ArrayLike<number>, vocab: numbe
 }
 
 function checkPicture(op: string, what: string, picture: Picture, geometry: ModelGeometry): void {
+  check.object(op, what, picture);
   const unit = geometry.patch * geometry.merge;
   const { frames, height, width } = picture;
   check.integer(op, `frames of ${what}`, frames, 1);
@@ -142,6 +144,7 @@ export function checkPrompt(op: string, what: string, prompt: PromptInput, geome
   const { promptIds, pictures } = prompt;
   if (!(promptIds?.length > 0)) fail('ERR_ARGUMENT', op, `Expected the prompt of ${what} to have at least one token but received none`);
   checkIds(op, `prompt token of ${what},`, promptIds, geometry.vocab);
+  check.array(op, `pictures of ${what}`, pictures);
   pictures.forEach((picture, n) => checkPicture(op, `picture ${n} of ${what}`, picture, geometry));
   let tokens = 0;
   for (let i = 0; i < promptIds.length; i++) {
@@ -236,12 +239,14 @@ function pack(sequences: readonly SequenceInput[], ids: readonly number[], geome
 }
 
 function checkBatch(sequences: readonly SequenceInput[], geometry: ModelGeometry): void {
+  check.array('packBatch', 'sequences', sequences);
   if (sequences.length === 0) fail('ERR_ARGUMENT', 'packBatch', 'Expected at least one sequence but received none');
   sequences.forEach((sequence, n) => {
     const what = `sequence ${n}`;
+    check.object('packBatch', what, sequence);
     checkPrompt('packBatch', what, sequence, geometry);
     checkIds('packBatch', `word of ${what},`, sequence.words, geometry.vocab);
-    check.integer('packBatch', `latents of ${what}`, sequence.latents, 0);
+    check.integer('packBatch', `latents of ${what}`, sequence.latents, 0, MAX_LATENTS);
   });
 }
 

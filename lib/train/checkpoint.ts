@@ -2,13 +2,14 @@
  * Checkpoints of a training: the model in Hugging Face layout, beside it `trainer.safetensors` (first and second moments, and the f32
  * masters of bf16 parameters) and `trainer.json`. Written to a temporary folder and renamed, so that a folder is whole or absent.
  */
-import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs';
+import { accessSync, constants, existsSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { abortable } from '../abort';
-import { fail } from '../errors';
+import { fail, guarded } from '../errors';
 import { openCheckpoint } from '../model/checkpoint';
-import { readJson, writeJson } from '../model/files';
+import { isObject } from '../model/jsonReader';
+import { readJson, writeJson, writing } from '../model/files';
 import { readHeader, readTensor, writeSafetensors } from '../model/safetensors';
 import type { NativeModel, NativeParameterInfo, ParameterSlot } from '../native';
 
@@ -44,6 +45,14 @@ function checkpoints(folder: string): { step: number; path: string }[] {
     .sort((a, b) => a.step - b.step);
 }
 
+/** Makes the folder, so that one that cannot be written is refused before the training and not after it. */
+export function prepareFolder(folder: string): Promise<void> {
+  return writing('train', folder, async () => {
+    mkdirSync(folder, { recursive: true });
+    accessSync(folder, constants.W_OK);
+  });
+}
+
 /** The checkpoint with the most steps; undefined when there is none. */
 export function latestCheckpoint(folder: string): string | undefined {
   return checkpoints(folder).at(-1)?.path;
@@ -56,7 +65,11 @@ export function pruneCheckpoints(folder: string, step: number, keep: number): vo
 }
 
 /** Writes `folder/name`, replacing what is there only when the new one is complete. Returns its path. */
-export async function writeCheckpoint(model: SavableModel, folder: string, name: string, state: TrainerState): Promise<string> {
+export function writeCheckpoint(model: SavableModel, folder: string, name: string, state: TrainerState): Promise<string> {
+  return writing('train', folder, () => writeFolder(model, folder, name, state));
+}
+
+async function writeFolder(model: SavableModel, folder: string, name: string, state: TrainerState): Promise<string> {
   const target = join(folder, name);
   const temporary = `${target}.tmp-${process.pid}`;
   rmSync(temporary, { recursive: true, force: true });
@@ -99,7 +112,7 @@ async function readState(path: string): Promise<TrainerState> {
 
 /** Stages that have not begun may differ, so that a training can be extended. */
 function checkSettings(folder: string, state: TrainerState, settings: Record<string, unknown>): void {
-  const begun = (from: unknown): unknown => (Array.isArray(from) ? from.filter((stage) => (stage as { firstStep: number }).firstStep < state.step) : from);
+  const begun = (from: unknown): unknown => (Array.isArray(from) ? from.filter((stage) => isObject(stage) && Number(stage['firstStep']) < state.step) : from);
   for (const [name, value] of Object.entries(settings)) {
     const before = begun(state.settings[name]);
     const now = begun(value);
@@ -118,7 +131,7 @@ interface StateTensor {
 }
 
 function stateTensors(native: NativeModel): StateTensor[] {
-  return native.parameters().filter(({ trainable }) => trainable).flatMap((parameter) =>
+  return guarded(() => native.parameters()).filter(({ trainable }) => trainable).flatMap((parameter) =>
     slotsOf(parameter).map((slot) => ({ name: `${slot}.${parameter.name}`, parameter: parameter.name, slot, shape: parameter.shape })));
 }
 
@@ -128,7 +141,7 @@ function slotsOf(parameter: NativeParameterInfo): ParameterSlot[] {
 
 async function writeState(native: NativeModel, path: string): Promise<void> {
   await writeSafetensors(path, stateTensors(native).map(({ name, parameter, slot, shape }) => ({
-    name, shape, dtype: 'F32' as const, read: () => native.readParameter(parameter, slot),
+    name, shape, dtype: 'F32' as const, read: () => abortable(undefined, () => native.readParameter(parameter, slot)),
   })));
 }
 
@@ -149,10 +162,9 @@ async function restoreState(native: NativeModel, path: string): Promise<void> {
 
 /** Fresh optimiser state. */
 export async function zeroMoments({ native }: { native: NativeModel }): Promise<void> {
-  for (const { name, shape, trainable } of native.parameters()) {
+  for (const { name, shape, trainable } of guarded(() => native.parameters())) {
     if (!trainable) continue;
     const zeros = new Float32Array(shape.reduce((product, side) => product * side, 1));
-    await native.writeParameter(name, 'first', zeros);
-    await native.writeParameter(name, 'second', zeros);
+    for (const slot of ['first', 'second'] as const) await abortable(undefined, () => native.writeParameter(name, slot, zeros));
   }
 }

@@ -5,6 +5,7 @@
  */
 import * as check from '../check';
 import { fail } from '../errors';
+import { MAX_LATENTS } from '../model/record';
 import { mix, uniform } from '../random';
 
 /** What a word target belongs to: reasoning steps still in words, or the answer. */
@@ -50,6 +51,7 @@ export interface StagedSequence {
  * @throws {LibError} `ERR_RANGE` when maxSteps is not a positive integer.
  */
 export function mergeSteps(steps: readonly (readonly number[])[], maxSteps: number): number[][] {
+  checkSteps('mergeSteps', steps);
   check.integer('mergeSteps', 'maxSteps', maxSteps, 1);
   const groups = Math.min(maxSteps, steps.length);
   const merged: number[][] = [];
@@ -74,17 +76,28 @@ export function stageSequence(rationale: Rationale, shape: Partial<StageShape> =
   check.integer('stageSequence', 'stage', stage, 0);
   check.integer('stageSequence', 'stepsPerLatent', stepsPerLatent, 1);
   check.integer('stageSequence', 'latentsPerStep', latentsPerStep, 0);
+  check.boolean('stageSequence', 'padLatents', padLatents);
+  check.boolean('stageSequence', 'lastStage', lastStage);
+  check.object('stageSequence', 'rationale', rationale);
+  checkSteps('stageSequence', rationale.steps);
+  check.array('stageSequence', 'answer', rationale.answer);
   const units = Math.ceil(rationale.steps.length / stepsPerLatent);
   const taken = Math.min(stage, units);
+  const latents = check.integer('stageSequence', 'latents', (padLatents ? stage : taken) * latentsPerStep, 0, MAX_LATENTS);
   const stepWords = lastStage ? [] : rationale.steps.slice(taken * stepsPerLatent).flat();
   return {
-    latents: (padLatents ? stage : taken) * latentsPerStep,
+    latents,
     words: [...stepWords, ...rationale.answer],
     classes: [
       ...stepWords.map((): WordClass => 'step-text'),
       ...rationale.answer.map((): WordClass => 'answer-text'),
     ],
   };
+}
+
+function checkSteps(op: string, steps: readonly (readonly number[])[]): void {
+  check.array(op, 'steps', steps);
+  for (const [n, step] of steps.entries()) check.array(op, `step ${n}`, step);
 }
 
 /** One stage of training. Exactly one of `steps` and `epochs` is given. */
@@ -128,10 +141,14 @@ const STAGE_FIELDS: readonly (keyof TrainingStage)[] = [
  * @throws {LibError} `ERR_ARGUMENT`, `ERR_RANGE`.
  */
 export function planStages(stages: readonly TrainingStage[], samplesPerStep: number, size?: number): PlannedStage[] {
+  check.array('train', 'stages', stages);
   if (stages.length === 0) fail('ERR_ARGUMENT', 'train', 'Expected at least one stage but received none');
   let firstStep = 0;
-  return stages.map((stage) => {
+  return stages.map((stage, n) => {
+    check.object('train', `stage ${n}`, stage);
     check.options('train', stage, STAGE_FIELDS);
+    check.string('train', `name of stage ${n}`, stage.name);
+    check.options('train', stage.shape, Object.keys(DEFAULT_STAGE_SHAPE));
     const steps = stageSteps(stage, samplesPerStep, size);
     const planned: PlannedStage = {
       name: stage.name, learningRate: stage.learningRate, steps, firstStep,
@@ -143,6 +160,7 @@ export function planStages(stages: readonly TrainingStage[], samplesPerStep: num
     check.number('train', `finalRate of stage "${stage.name}"`, planned.finalRate, 0, 1);
     check.number('train', `earlierProbability of stage "${stage.name}"`, planned.earlierProbability, 0, 1);
     check.number('train', `learningRate of stage "${stage.name}"`, stage.learningRate, 0);
+    check.boolean('train', `resetOptimizer of stage "${stage.name}"`, planned.resetOptimizer);
     stageSequence({ steps: [], answer: [] }, planned.shape);
     firstStep += steps;
     return planned;

@@ -1,6 +1,7 @@
 /** Metrics as JSON Lines. */
-import { appendFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { appendFileSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
+import { fail } from '../errors';
 
 export interface MetricsWriter {
   write(figures: { step: number }): void;
@@ -16,14 +17,18 @@ const BUFFERED = 50;
  */
 export function metricsWriter(file: string | undefined, done: number): MetricsWriter {
   if (file === undefined) return { write: () => {}, close: () => {} };
-  mkdirSync(dirname(file), { recursive: true });
-  const lines = existsSync(file) ? readFileSync(file, 'utf8').split('\n') : [];
-  const kept = lines.filter((line) => line !== '' && stepOf(line) <= done);
-  writeFileSync(file, kept.map((line) => `${line}\n`).join(''));
+  onFile(file, () => {
+    mkdirSync(dirname(file), { recursive: true });
+    // Devices are only written: some of them, as /dev/full, never end.
+    const lines = statSync(file, { throwIfNoEntry: false })?.isFile() ? readFileSync(file, 'utf8').split('\n') : [];
+    const kept = lines.filter((line) => line !== '' && stepOf(line) <= done);
+    writeFileSync(file, kept.map((line) => `${line}\n`).join(''));
+  });
   let waiting: string[] = [];
   const flush = (): void => {
-    if (waiting.length > 0) appendFileSync(file, waiting.join(''));
+    const lines = waiting.join('');
     waiting = [];
+    if (lines !== '') onFile(file, () => appendFileSync(file, lines));
   };
   return {
     write(figures) {
@@ -32,6 +37,14 @@ export function metricsWriter(file: string | undefined, done: number): MetricsWr
     },
     close: flush,
   };
+}
+
+function onFile(file: string, work: () => void): void {
+  try {
+    work();
+  } catch (error) {
+    fail('ERR_ARGUMENT', 'train', `Expected metricsFile to be a file that can be written but received ${file}: ${(error as Error).message}`, { cause: error });
+  }
 }
 
 /** Step of a line; a line that a crash cut off belongs to no step. */

@@ -75,12 +75,16 @@ const FIELDS = ['data', 'stages', 'batchSize', 'metricsFile', 'checkpointFolder'
 /** Arguments with their defaults. */
 export type FullOptions = TrainArguments & Omit<typeof DEFAULT_TRAINING, 'latentGradient'> & Pick<TrainOptions, 'latentGradient'>;
 
+/** Samples of an optimiser step: all are made before it starts. */
+const MAX_SAMPLES = 65536;
+
 /** @throws {LibError} `ERR_ARGUMENT`, `ERR_RANGE`. */
 export function checkedOptions(options: TrainArguments): FullOptions {
   check.options('train', options, FIELDS);
   const full = { ...DEFAULT_TRAINING, ...options } as FullOptions;
   check.integer('train', 'batchSize', full.batchSize, 1);
   check.integer('train', 'accumulation', full.accumulation, 1);
+  check.integer('train', 'batchSize*accumulation', full.batchSize * full.accumulation, 1, MAX_SAMPLES);
   check.integer('train', 'seed', full.seed, 0);
   check.number('train', 'beta1', full.beta1, 0, 1 - 1e-9);
   check.number('train', 'beta2', full.beta2, 0, 1 - 1e-9);
@@ -94,9 +98,12 @@ export function checkedOptions(options: TrainArguments): FullOptions {
   check.integer('train', 'keepCheckpoints', full.keepCheckpoints, 0);
   if (full.maxMemoryBytes !== undefined && full.maxMemoryBytes !== Infinity) check.number('train', 'maxMemoryBytes', full.maxMemoryBytes, 0);
   check.signal('train', full.signal);
+  for (const name of ['metricsFile', 'checkpointFolder', 'resume'] as const) {
+    if (full[name] !== undefined) check.path('train', name, full[name]);
+  }
   if (typeof full.data?.at !== 'function') fail('ERR_ARGUMENT', 'train', `Expected data to have a function at but received ${check.show(full.data)}`);
   if (full.data.size !== undefined) check.integer('train', 'data.size', full.data.size, 1);
-  if (!Array.isArray(full.stages)) fail('ERR_ARGUMENT', 'train', `Expected stages to be an array but received ${check.show(full.stages)}`);
+  check.array('train', 'stages', full.stages);
   if (full.checkpointFolder === undefined && (full.checkpointEvery > 0 || full.resume === 'latest')) {
     fail('ERR_ARGUMENT', 'train', `Expected checkpointFolder together with ${full.resume === 'latest' ? 'resume: \'latest\'' : 'checkpointEvery'} but received none`);
   }

@@ -1,10 +1,11 @@
 /** The training loop: curriculum stages, accumulation, clipping, AdamW; stops at any moment and resumes with the same bits. */
 import { abortable } from '../abort';
-import { fail } from '../errors';
+import * as check from '../check';
+import { fail, guarded } from '../errors';
 import { requireTrainingMemory } from '../model/memory';
-import type { NativeSession } from '../native';
+import type { NativeModel, NativeSession } from '../native';
 import { runBatch, type ModelView, type SequenceInput } from './batch';
-import { checkpointName, latestCheckpoint, pruneCheckpoints, readTrainerState, writeCheckpoint, zeroMoments, type SavableModel } from './checkpoint';
+import { checkpointName, latestCheckpoint, prepareFolder, pruneCheckpoints, readTrainerState, writeCheckpoint, zeroMoments, type SavableModel } from './checkpoint';
 import { drawShape, planStages, stageOf, stageSequence, type PlannedStage } from './curriculum';
 import { sampleIndex } from './dataOrder';
 import { metricsWriter } from './metrics';
@@ -47,17 +48,37 @@ export type TrainEvent =
  *   when the loss or the gradient is not finite (the weights are those of the step before); `signal.reason` when aborted.
  */
 export async function* train(model: ModelView & SavableModel, options: TrainArguments): AsyncGenerator<TrainEvent, void, void> {
+  check.object('train', 'model', model);
+  const { native } = model;
+  check.object('train', 'model.native', native);
   const full = checkedOptions(options);
+  if (inTraining.has(native)) fail('ERR_ARGUMENT', 'train', 'Expected a model that no training holds but received one that is being trained; end that training first, or leave its loop');
+  inTraining.add(native);
+  try {
+    yield* trainAlone(model, full);
+  } finally {
+    inTraining.delete(native);
+  }
+}
+
+/** Two trainings of one model at once would add their gradients together. */
+const inTraining = new WeakSet<NativeModel>();
+
+async function* trainAlone(model: ModelView & SavableModel, full: FullOptions): AsyncGenerator<TrainEvent, void, void> {
   const stages = planStages(full.stages, full.batchSize * full.accumulation, full.data.size);
   const total = stages.reduce((sum, { steps }) => sum + steps, 0);
   const settings = settingsOf(full, stages);
+  if (full.checkpointFolder !== undefined) await prepareFolder(full.checkpointFolder);
   const resumedFrom = startingPoint(full);
-  for (const { name } of model.native.parameters()) if (name.startsWith('visual.')) model.native.setTrainable(name, full.trainVision);
+  guarded(() => {
+    for (const { name } of model.native.parameters()) if (name.startsWith('visual.')) model.native.setTrainable(name, full.trainVision);
+  });
   requireTrainingMemory('train', model.native, full.maxMemoryBytes);
   await abortable(undefined, () => model.native.enableTraining());
   let done = 0;
   if (resumedFrom === undefined) await zeroMoments(model);
   else done = await readTrainerState(model, resumedFrom, settings);
+  if (done > total) fail('ERR_CHECKPOINT', 'train', `Expected a checkpoint of at most ${total} steps, as the stages have, but received ${done} in ${resumedFrom}; resume with the same stages, or from another checkpoint`);
   const metrics = metricsWriter(full.metricsFile, done);
   const run: Run = { model, options: full, stages, session: openTrainingSession(model, full) };
   let saved = resumedFrom === undefined ? -1 : done;
@@ -156,6 +177,7 @@ async function prepareStep({ options, stages }: Run, step: number): Promise<Prep
   const batches = await Promise.all(Array.from({ length: accumulation }, (_, batch) => Promise.all(Array.from({ length: batchSize }, async (__, n): Promise<SequenceInput> => {
     const position = (step * accumulation + batch) * batchSize + n;
     const sample = await data.at(sampleIndex(seed, position, data.size), { stage, stageStep });
+    check.object('train', 'what data.at resolves to', sample);
     const { latents, words } = stageSequence(sample, drawShape(stage, seed, position));
     return { promptIds: sample.promptIds, pictures: sample.pictures, latents, words };
   }))));

@@ -1,5 +1,5 @@
 import fc from 'fast-check';
-import { recordAt, sampleAt, type DigitGridOptions } from '../../lib/data';
+import { chanceLevel, encodeDigitGrid, recordAt, sampleAt, type DigitGridOptions } from '../../lib/data';
 
 type Options = Partial<DigitGridOptions>;
 
@@ -33,4 +33,12 @@ test('any options object gives a record or a LibError', () => {
       expect((error as Error).name).toBe('LibError');
     }
   }), { numRuns: 300 });
+});
+
+test.each([null, {}, { meta: { rows: 1e9, columns: 1e9 } }, { meta: { rows: 2, columns: 2 }, question: 'sum' }])('%j is no record of the task', (record) => {
+  expect(() => encodeDigitGrid(record as never)).toThrow(expect.objectContaining({ name: 'LibError' }));
+});
+
+test('chance levels of more records than anyone waits for are refused', () => {
+  expect(() => chanceLevel({}, 2 ** 53)).toThrow(expect.objectContaining({ code: 'ERR_RANGE' }));
 });

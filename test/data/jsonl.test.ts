@@ -82,6 +82,16 @@ test('text that is no JSON, and bytes that are no text', async () => {
   await expect(readAll(file(Buffer.from([0x89, 0x50, 0x4e, 0x47, 0, 0xff, 0xfe])))).rejects.toMatchObject({ code: 'ERR_ARGUMENT' });
 });
 
+test.each([null, 5, ''])('%j is no path, and no records are none', async (path) => {
+  const refused = { name: 'LibError', code: 'ERR_ARGUMENT' };
+  await expect(readRecords(path as never).next()).rejects.toMatchObject(refused);
+  await expect(writeRecords(path as never, [])).rejects.toMatchObject(refused);
+  const kept = join(dir, 'kept.jsonl');
+  writeFileSync(kept, 'x');
+  await expect(writeRecords(kept, path as never)).rejects.toMatchObject(refused);
+  expect(readFileSync(kept, 'utf8')).toBe('x');
+});
+
 test('a line without end is refused before it fills the memory', async () => {
   const path = file(Buffer.concat([Buffer.from(GOOD), Buffer.alloc(5 << 20, 'x')]));
   await expect(readAll(path)).rejects.toMatchObject({

@@ -51,3 +51,7 @@ test('a contact sheet of nothing is an error', async () => {
     code: 'ERR_RANGE', message: '[writeContactSheet] Expected columns to be an integer from 1 to 100 but received 0',
   });
 });
+
+test.each([null, {}, { pixels: new Uint8Array(3), width: 1, height: 2 }, { pixels: new Uint8Array(0), width: 0, height: 1 }])('%p is no picture', async (picture) => {
+  await expect(picturePng(picture as never)).rejects.toMatchObject({ name: 'LibError' });
+});

@@ -39,3 +39,12 @@ test('counts answers, kinds, steps and rows; reads in batches', async () => {
   expect(done).toEqual([2, 3]);
   expect(model.tokenForwards).toBe(24);
 });
+
+test.each<[unknown, object | null, string]>([
+  [null, {}, 'items to be an array but received null'], [[undefined], {}, 'item 0 to be an object but received undefined'],
+  [[{ kind: 5 }], {}, 'kind of item 0 to be a string but received 5'],
+  [[{ kind: 'a', isRight: true }], {}, 'isRight of item 0 to be a function but received true'],
+  [[], null, 'options to be an object but received null'], [[], { onProgress: 1 }, 'onProgress to be a function but received 1'],
+])('refuses %j with %j', async (items, options, message) => {
+  await expect(evaluate(fakeModel(), items as never, options as never)).rejects.toMatchObject({ name: 'LibError', code: 'ERR_ARGUMENT', message: `[evaluate] Expected ${message}` });
+});

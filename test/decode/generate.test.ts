@@ -171,13 +171,21 @@ describe('misuse', () => {
     [[{ promptIds: [1], latentStep: 1 }], {}, 'ERR_ARGUMENT', "[generate] Expected options among promptIds, pictures, messages, latentSteps, maxNewTokens, seed but received 'latentStep'; did you mean 'latentSteps'?"],
     [[{ promptIds: [1] }], { maxNewTokens: 0 }, 'ERR_RANGE', '[generate] Expected maxNewTokens to be an integer of at least 1 but received 0'],
     [[{ promptIds: [1], maxNewTokens: -1 }], {}, 'ERR_RANGE', '[generate] Expected maxNewTokens of request 0 to be an integer of at least 1 but received -1'],
-    [[{ promptIds: [1] }], { latentSteps: -1 }, 'ERR_RANGE', '[generate] Expected latentSteps to be an integer of at least 0 but received -1'],
+    [[{ promptIds: [1] }], { latentSteps: -1 }, 'ERR_RANGE', '[generate] Expected latentSteps to be an integer from 0 to 65536 but received -1'],
     [[{ promptIds: [1] }], { stop: 'x' }, 'ERR_ARGUMENT', '[generate] Expected stop to be an array of strings but received "x"'],
     [[{ promptIds: [1] }], { stop: [''] }, 'ERR_ARGUMENT', '[generate] Expected stop strings not to be empty but received ""'],
     [[{ promptIds: [1] }], { stopIds: [32] }, 'ERR_RANGE', '[generate] Expected stop id to be an integer from 0 to 31 but received 32'],
+    [[undefined], {}, 'ERR_ARGUMENT', '[generate] Expected request 0 to be an object but received undefined'],
+    [[{ promptIds: [1], pictures: 5 }], {}, 'ERR_ARGUMENT', '[generate] Expected pictures of request 0 to be an array but received 5'],
+    [[{ promptIds: [1], pictures: [null] }], {}, 'ERR_ARGUMENT', '[generate] Expected picture 0 of request 0 to be an object but received null'],
+    [[{ promptIds: [1], latentSteps: 65537 }], {}, 'ERR_RANGE', '[generate] Expected latentSteps of request 0 to be an integer from 0 to 65536 but received 65537'],
+    [[{ promptIds: [1] }], { stopIds: 5 }, 'ERR_ARGUMENT', '[generate] Expected stopIds to be an array but received 5'],
     [[{ promptIds: [1] }], { signal: 3 }, 'ERR_ARGUMENT', '[generate] Expected signal to be an AbortSignal but received 3'],
   ])('%j %j', async (requests, options, code, message) => {
     expect(await caught(() => generate(fakeModel(), requests as never, options))).toMatchObject({ code, message });
+  });
+  test.each([null, 5])('%j is no model', async (model) => {
+    expect(await caught(() => generate(model as never, []))).toMatchObject({ code: 'ERR_ARGUMENT', message: `[generate] Expected model to be an object but received ${model}` });
   });
   test('an unknown option names the near match', async () => {
     const error = await caught(() => generate(fakeModel(), [], { maxNewToken: 3 } as never));

@@ -178,3 +178,10 @@ describe('plumbline.json and generation_config.json', () => {
     expect(() => parseGeneration({ eos_token_id: ['x'] }, tiny)).toThrow(expect.objectContaining({ code: 'ERR_CHECKPOINT' }));
   });
 });
+
+test.each<[unknown, string]>([
+  [null, '[config] Expected config to be an object but received null'], [{}, '[config] Expected text to be an object but received undefined'],
+  [{ text: { layer: 3 } }, "did you mean 'layers'?"], [{ text: {}, vision: {}, tokens: {} }, '[config] Expected text.mropeSection to be an array but received undefined'],
+])('%j is no new config', (wanted, message) => {
+  expect(() => newConfig(wanted as never)).toThrow(expect.objectContaining({ code: 'ERR_ARGUMENT', message: expect.stringContaining(message) as string }));
+});

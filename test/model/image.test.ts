@@ -95,12 +95,21 @@ test.each<[string, unknown, string]>([
   ['a folder', tmpdir(), 'ERR_IMAGE'], ['a web address', 'https://example.org/a.png', 'ERR_IMAGE'], ['an empty data URL', 'data:image/png;base64,', 'ERR_IMAGE'],
   ['a broken data URL', 'data:image/png,%zz', 'ERR_IMAGE'], ['a broken file URL', 'file://host/%00', 'ERR_IMAGE'], ['an empty path', '', 'ERR_ARGUMENT'],
   ['a number', 3, 'ERR_ARGUMENT'], ['null', null, 'ERR_ARGUMENT'], ['an object', {}, 'ERR_ARGUMENT'],
+  ['a drawing', Buffer.from('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'), 'ERR_IMAGE'], ['a device', '/dev/zero', 'ERR_IMAGE'],
   ['too few pixels', { data: new Uint8Array(5), width: 3, height: 2, channels: 3 }, 'ERR_SHAPE'],
   ['five channels', { data: new Uint8Array(5), width: 1, height: 1, channels: 5 }, 'ERR_RANGE'],
   ['a width of 0', { data: new Uint8Array(0), width: 0, height: 1, channels: 3 }, 'ERR_RANGE'],
   ['float pixels', { data: new Float32Array(3), width: 1, height: 1, channels: 3 }, 'ERR_DTYPE'],
 ])('%s is a typed error', async (_, source, code) => {
   await expect(decodeImage(source as ImageSource)).rejects.toMatchObject({ name: 'LibError', code });
+});
+
+test.each([null, {}, { maxInputPixels: NaN }, { maxInputPixels: 0 }, { maxInputPixels: 9, maxPixels: 9 }])('limits %p are refused', async (limits) => {
+  await expect(decodeImage({ data: new Uint8Array(3), width: 1, height: 1, channels: 3 }, limits as never)).rejects.toMatchObject({ name: 'LibError' });
+});
+
+test.each([null, {}, { ...BOUNDS, factor: 0 }, { ...BOUNDS, minPixels: 2e6 }])('smartResize refuses bounds %p', (bounds) => {
+  expect(() => smartResize(10, 10, bounds as never)).toThrow(expect.objectContaining({ name: 'LibError' }));
 });
 
 test('a file cut short is ERR_IMAGE', async () => {

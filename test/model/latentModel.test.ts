@@ -118,3 +118,17 @@ test.each<[string, () => Promise<unknown>, string, string]>([
   if (message !== '') expect((error as Error).message).toBe(message);
   expect(native().liveObjects()).toEqual(before);
 });
+
+test('what is no model, no folder or no options is refused by name', async () => {
+  using model = await LatentModel.load(TINY);
+  const refused = { name: 'LibError', code: 'ERR_ARGUMENT' };
+  await expect(LatentModel.create(null as never)).rejects.toMatchObject({ ...refused, message: '[create] Expected config to be an object but received null' });
+  await expect(LatentModel.create(CONFIG, { processor: 5 as never })).rejects.toMatchObject({ ...refused, message: '[create] Expected processor to be a string but received 5' });
+  await expect(model.loadWeights(null as never)).rejects.toMatchObject({ ...refused, message: '[load] Expected directory to be a string but received null' });
+  await expect(model.loadWeights(TINY, { dtype: 'f32' } as never)).rejects.toMatchObject(refused);
+  await expect(model.generate({ promptIds: [1] }, 5 as never)).rejects.toMatchObject({ ...refused, message: '[generate] Expected options to be an object but received 5' });
+  await expect(model.stream({ promptIds: [1] }, 5 as never).next()).rejects.toMatchObject(refused);
+  await expect(model.save(folder, { latentSteps: 65537 })).rejects.toMatchObject({ code: 'ERR_RANGE', message: '[save] Expected latentSteps to be an integer from 0 to 65536 but received 65537' });
+  const file = join(TINY, 'config.json');
+  await expect(model.save(file)).rejects.toMatchObject({ name: 'LibError', code: 'ERR_CHECKPOINT', message: expect.stringContaining(`[save] Expected ${file} to be a folder that can be written but received EEXIST`) as string });
+});

@@ -53,3 +53,9 @@ test.each<[string, number[], Grid[], string]>([
 ])('%s is ERR_SHAPE', (_, ids, grids, message) => {
   expect(() => mropePositions(ids, grids, GEOMETRY)).toThrow(expect.objectContaining({ code: 'ERR_SHAPE', message }));
 });
+
+test.each<[unknown, unknown, unknown]>([
+  [null, [], GEOMETRY], [[1], null, GEOMETRY], [[1], [[1, 2]], GEOMETRY], [[1], [[1, -4, 4]], GEOMETRY], [[1], [], null], [{ length: 2 ** 40 }, [], GEOMETRY],
+])('ids %p, grids %p, geometry %p are refused', (ids, grids, shape) => {
+  expect(() => mropePositions(ids as never, grids as never, shape as never)).toThrow(expect.objectContaining({ name: 'LibError' }));
+});

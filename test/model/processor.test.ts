@@ -60,6 +60,14 @@ describe('tokenizer', () => {
     const broken = new Map(companions).set(name, text);
     expect(() => makeProcessor(config, images, broken)).toThrow(expect.objectContaining({ code: 'ERR_CHECKPOINT', message: expect.stringContaining(message) as string }));
   });
+  test('a tokenizer.json that fails only at work is ERR_CHECKPOINT too', async () => {
+    const json = JSON.parse(companions.get('tokenizer.json') as string) as object;
+    const broken = makeProcessor(config, images, new Map(companions).set('tokenizer.json', JSON.stringify({ ...json, post_processor: { type: 'TemplateProcessing' } })));
+    await expect(broken.encode([{ role: 'user', content: 'a' }])).rejects.toMatchObject({ name: 'LibError', code: 'ERR_CHECKPOINT', message: expect.stringContaining('a tokenizer.json that encodes text') as string });
+  });
+  test.each([null, 5])('%j are no ids', (ids) => {
+    expect(() => processor.decode(ids as never)).toThrow(expect.objectContaining({ code: 'ERR_ARGUMENT', message: `[decode] Expected ids to be an array but received ${ids}` }));
+  });
 });
 
 describe('chat template', () => {

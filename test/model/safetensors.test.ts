@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -75,6 +76,12 @@ test.each<[string, () => string, string]>([
   const found = await readHeader(path).then(() => undefined, (error: unknown) => error);
   expect(found).toMatchObject({ code: 'ERR_CHECKPOINT', message: expect.stringContaining(expected) as string });
   expect((found as Error).message).toContain(path);
+});
+
+(process.platform === 'win32' ? test.skip : test)('a named pipe is refused, not waited for', async () => {
+  const path = join(folder, 'pipe.safetensors');
+  execFileSync('mkfifo', [path]);
+  await expect(readHeader(path)).rejects.toMatchObject({ code: 'ERR_CHECKPOINT', message: `[safetensors] Expected a plain file in ${path} but received something else. The file is damaged or incomplete: download or save it again.` });
 });
 
 test('a file of 7 bytes is ERR_CHECKPOINT', async () => {

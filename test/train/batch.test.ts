@@ -67,7 +67,9 @@ describe('packBatch', () => {
     ['a picture of another size', [{ ...sequences[0]!, pictures: [picture(3, 1)] }], 'ERR_SHAPE', '[packBatch] Expected the prompt of sequence 0 to have 3 picture tokens, one per merged patch of its 1 picture(s), but received 2'],
     ['a side that is no multiple', [{ ...sequences[0]!, pictures: [{ ...picture(1, 2), height: 27 }] }], 'ERR_SHAPE', '[packBatch] Expected height of picture 0 of sequence 0 to be a multiple of 28 but received 27; resize it with the processor'],
     ['too few pixels', [{ ...sequences[0]!, pictures: [{ ...picture(1, 2), pixels: new Uint8Array(3) }] }], 'ERR_SHAPE', '[packBatch] Expected pixels of picture 0 of sequence 0 to have frames*height*width*3 = 4704 elements but received 3'],
-    ['negative latents', [{ ...sequences[0]!, latents: -1 }], 'ERR_RANGE', '[packBatch] Expected latents of sequence 0 to be an integer of at least 0 but received -1'],
+    ['a picture that is none', [{ ...sequences[0]!, pictures: [null as never] }], 'ERR_ARGUMENT', '[packBatch] Expected picture 0 of sequence 0 to be an object but received null'],
+    ['more latents than memory', [{ ...sequences[1]!, latents: 1e9 }], 'ERR_RANGE', '[packBatch] Expected latents of sequence 0 to be an integer from 0 to 65536 but received 1000000000'],
+    ['negative latents', [{ ...sequences[0]!, latents: -1 }], 'ERR_RANGE', '[packBatch] Expected latents of sequence 0 to be an integer from 0 to 65536 but received -1'],
   ])('refuses %s', (_, bad, code, message) => {
     expect.assertions(1);
     try {

@@ -54,6 +54,13 @@ describe('stageSequence', () => {
   });
 });
 
+test.each<[unknown, string]>([
+  [null, 'rationale to be an object but received null'], [{ answer: [1] }, 'steps to be an array but received undefined'],
+  [{ steps: [5], answer: [1] }, 'step 0 to be an array but received 5'], [{ steps: [], answer: null }, 'answer to be an array but received null'],
+])('stageSequence refuses %j', (rationale, message) => {
+  expect(caught(() => stageSequence(rationale as never))).toMatchObject({ code: 'ERR_ARGUMENT', message: `[stageSequence] Expected ${message}` });
+});
+
 describe('planStages', () => {
   const stage = { name: 'words', shape: {}, learningRate: 1e-3 };
   test('lays stages one after another and counts epochs up', () => {
@@ -70,8 +77,12 @@ describe('planStages', () => {
     [{ epochs: 1 }, 'ERR_ARGUMENT', '[train] Expected data with a size, because epochs of stage "words" are counted, but received an endless source'],
     [{ steps: 1, learningRate: NaN }, 'ERR_RANGE', '[train] Expected learningRate of stage "words" to be a number of at least 0 but received NaN'],
     [{ steps: 1, earlierProbability: 2 }, 'ERR_RANGE', '[train] Expected earlierProbability of stage "words" to be a number from 0 to 1 but received 2'],
+    [{ steps: 1, name: 5 }, 'ERR_ARGUMENT', '[train] Expected name of stage 0 to be a string but received 5'],
+    [{ steps: 1, shape: null }, 'ERR_ARGUMENT', '[train] Expected options to be an object but received null'],
+    [{ steps: 1, resetOptimizer: 'no' }, 'ERR_ARGUMENT', '[train] Expected resetOptimizer of stage "words" to be a boolean but received "no"'],
+    [{ steps: 1, shape: { stage: 1e6, padLatents: true } }, 'ERR_RANGE', '[stageSequence] Expected latents to be an integer from 0 to 65536 but received 1000000'],
   ])('refuses %j', (change, code, message) => {
-    expect(caught(() => planStages([{ ...stage, ...change }], 8))).toMatchObject({ code, message });
+    expect(caught(() => planStages([{ ...stage, ...change } as never], 8))).toMatchObject({ code, message });
   });
   test('refuses no stages', () => {
     expect(caught(() => planStages([], 8)).message).toBe('[train] Expected at least one stage but received none');

@@ -203,6 +203,7 @@ describe('stop and resume', () => {
     ['trainer.json', '{"version": 1'],
     ['trainer.json', '{"version": 2}'],
     ['trainer.json', '{"version": 1, "step": -1, "settings": {}}'],
+    ['trainer.json', '{"version": 1, "step": 3, "settings": {"stages": [null]}}'],
     ['trainer.safetensors', 'short'],
     ['model.safetensors', 'short'],
   ])('a broken %s is refused (%s)', async (file, content) => {
@@ -210,6 +211,15 @@ describe('stop and resume', () => {
     await run(await fresh(), { ...BASE, stages: STAGES.slice(0, 1), checkpointFolder });
     writeFileSync(join(checkpointFolder, 'checkpoint-3', file), content);
     expect(await caught(async () => run(await fresh(), { ...BASE, checkpointFolder, resume: 'latest' }))).toMatchObject({ code: 'ERR_CHECKPOINT' });
+  });
+  test('a checkpoint of more steps than the stages have is refused', async () => {
+    const checkpointFolder = join(folder, 'run');
+    await run(await fresh(), { ...BASE, stages: STAGES.slice(0, 1), checkpointFolder });
+    const path = join(checkpointFolder, 'checkpoint-3', 'trainer.json');
+    writeFileSync(path, JSON.stringify({ ...JSON.parse(readFileSync(path, 'utf8')) as object, step: 4 }));
+    expect(await caught(async () => run(await fresh(), { ...BASE, stages: STAGES.slice(0, 1), checkpointFolder, resume: 'latest' }))).toMatchObject({
+      code: 'ERR_CHECKPOINT', message: expect.stringContaining('[train] Expected a checkpoint of at most 3 steps, as the stages have, but received 4') as string,
+    });
   });
   test('a folder without a checkpoint is refused, an empty run folder starts anew', async () => {
     expect(await caught(async () => run(await fresh(), { ...BASE, resume: folder }))).toMatchObject({
@@ -240,9 +250,44 @@ describe('misuse', () => {
     [{ checkpointEvery: 5 }, 'ERR_ARGUMENT', '[train] Expected checkpointFolder together with checkpointEvery but received none'],
     [{ resume: 'latest' }, 'ERR_ARGUMENT', "[train] Expected checkpointFolder together with resume: 'latest' but received none"],
     [{ data: { at: () => ({ promptIds: [1], pictures: [], steps: [], answer: [] }) } }, 'ERR_ARGUMENT', '[train] Expected samples with words to learn but received none in step 1'],
+    [{ batchSize: 1e9 }, 'ERR_RANGE', '[train] Expected batchSize*accumulation to be an integer from 1 to 65536 but received 2000000000'],
+    [{ metricsFile: 5 }, 'ERR_ARGUMENT', '[train] Expected metricsFile to be a string but received 5'],
+    [{ checkpointFolder: '' }, 'ERR_ARGUMENT', '[train] Expected checkpointFolder to be a path but received ""'],
+    [{ data: { at: () => null } }, 'ERR_ARGUMENT', '[train] Expected what data.at resolves to to be an object but received null'],
+    [{ data: { at: () => ({ promptIds: [1], steps: [], answer: [1] }) } }, 'ERR_ARGUMENT', '[packBatch] Expected pictures of sequence 0 to be an array but received undefined'],
     [{ data: { at: () => ({ promptIds: [99], pictures: [], steps: [], answer: [1] }) } }, 'ERR_RANGE', '[packBatch] Expected prompt token of sequence 0, 0 to be an integer from 0 to 47 but received 99'],
   ])('%j', async (change, code, message) => {
     expect(await caught(async () => run(await fresh(), { ...BASE, ...change } as TrainArguments))).toMatchObject({ code, message });
+  });
+  test('one training at a time holds a model', async () => {
+    const model = await fresh();
+    const first = train(model, BASE);
+    await first.next();
+    expect(await caught(() => run(model, BASE))).toMatchObject({
+      code: 'ERR_ARGUMENT', message: '[train] Expected a model that no training holds but received one that is being trained; end that training first, or leave its loop',
+    });
+    await first.return();
+    expect(await run(model, BASE)).toHaveLength(7);
+  });
+  test.each([null, {}])('%j is no model', async (model) => {
+    expect(await caught(() => trainAll(model as never, BASE))).toMatchObject({ name: 'LibError', code: 'ERR_ARGUMENT' });
+  });
+  test('places that cannot be written are refused before the first step', async () => {
+    const file = join(folder, 'file');
+    writeFileSync(file, '');
+    for (const [options, code, message] of [
+      [{ metricsFile: folder }, 'ERR_ARGUMENT', `[train] Expected metricsFile to be a file that can be written but received ${folder}: EISDIR`],
+      [{ metricsFile: join(file, 'x') }, 'ERR_ARGUMENT', `[train] Expected metricsFile to be a file that can be written but received ${join(file, 'x')}: `],
+      [{ checkpointFolder: file }, 'ERR_CHECKPOINT', `[train] Expected ${file} to be a folder that can be written but received EEXIST`],
+    ] as const) {
+      const error = await caught(async () => run(await fresh(), { ...BASE, ...options, data: { at: () => { throw new Error('a step was begun'); } } }));
+      expect(error).toMatchObject({ name: 'LibError', code, message: expect.stringContaining(message) as string });
+    }
+  });
+  (existsSync('/dev/full') ? test : test.skip)('a full disk under the metrics is an error of the library', async () => {
+    expect(await caught(async () => run(await fresh(), { ...BASE, metricsFile: '/dev/full' }))).toMatchObject({
+      code: 'ERR_ARGUMENT', message: '[train] Expected metricsFile to be a file that can be written but received /dev/full: ENOSPC: no space left on device, write',
+    });
   });
   test('an unknown option names the near match', async () => {
     const error = await caught(async () => run(await fresh(), { ...BASE, batchsize: 3 } as TrainArguments));
