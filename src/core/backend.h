@@ -20,7 +20,7 @@ struct Weight {  // a matrix parameter, [rows, cols] row-major
   int64_t rows, cols;
 };
 
-enum class Activation { quick_gelu, erf_gelu, silu };
+enum class Activation { quick_gelu, erf_gelu, silu, relu };
 enum class Filter { bilinear, bicubic };
 
 // Where the keys and values of each sequence lie. Key row r of sequence b, kv head h, is in page
@@ -41,6 +41,57 @@ struct AttentionShape {
   float scale;
   bool causal;
   int64_t q_row_stride;      // query row t, head h at q + t * q_row_stride + h * d
+};
+
+// Image tokens of the sequences of a pass, as key rows of their sequence: columns_N[cu_columns[b] .. cu_columns[b+1]).
+struct SaliencyColumns {
+  const int32_t* cu_columns_B1;
+  const int32_t* columns_N;
+};
+
+// Visual replay (algorithms, section 3). How patches are chosen and weighted.
+enum class ReplayWeights { softmax, mean_preserving };
+struct ReplayRule {
+  int32_t patches;        // K: at most so many a step
+  int32_t window;         // W: side of the coherent window, in merged patches
+  int32_t grid;           // side of a fixed square grid for the window (official); 0: each picture's own
+  ReplayWeights weights;  // mean_preserving: w_i = rows a_i / sum a; softmax: of the raw probabilities
+  bool mix;               // one row, the weighted sum: mean-preserving weights then sum to 1
+  bool reselect_used;     // official: used tokens stay in the running with score -inf and weight 0, and K >= N takes N - 1
+  bool topk_order;        // official: rows ascending by index, the lowest score last; else best first
+};
+struct ReplayLayout {
+  int32_t B;
+  const int32_t* cu_tokens_B1;    // candidates (image tokens) of sequence b
+  const int32_t* cu_pictures_B1;
+  const int32_t* grid_P2;         // rows and columns of each picture's merged grid; they fill the candidates in order
+  const int32_t* cu_selected_B1;  // places in the selection, as replay_count() of core/replay.h says: the host knows them
+};
+
+// Crop + 8-bit bilinear resize + normalise + patchify of one RGB picture.
+struct CropPatches {
+  const uint8_t* image;           // [height, width, 3]
+  int32_t height, width;
+  int32_t x1, y1, x2, y2;         // box in pixels, the ends outside
+  int32_t to_height, to_width;    // multiples of patch * merge
+  int32_t patch, merge, temporal;
+  const float* mean_3;
+  const float* std_3;
+  bool truncated;                 // official: float bilinear without antialiasing, truncated to 8 bits
+};
+
+// Routing depth scaling (algorithms, section 4).
+enum class RouteRule { threshold, prefix_topk, topk };
+enum class RouteGate { sigmoid, raw, softmax_sequence };
+enum class Fusion { interpolate, plain, scaled };  // h + g (y - h) | h + g y | h + g y (1 + step)
+struct RouteTokens {
+  RouteRule rule;
+  int32_t B;
+  const int32_t* cu_B1;     // candidates of sequence b
+  float threshold;          // rule threshold: routed where score > threshold
+  int32_t alpha;            // the other rules
+  float* const* best_B;     // prefix_topk: the alpha best scores of each sequence so far, best first, and their number; brought up
+  int32_t* best_count_B;    // to date. Null for the other rules
 };
 
 struct AdamWUpdate {         // one parameter tensor
@@ -113,6 +164,50 @@ class Backend {
   virtual void gather_from_pages(const AttentionShape& shape, const int32_t* first_row_B, float* k_rows, float* v_rows,
                                  int64_t row_stride, const KeyValuePages& pages) = 0;
 
+  // a[i] += scale * sum over heads of e^(s - lse) for the last query row of each sequence and its columns i; lse as attention wrote
+  // it. Sequences without rows or columns are passed over. Fixed order: heads ascending.      (arXiv 2604.10500, SCF-VR saliency)
+  virtual void attention_saliency(const AttentionShape& shape, const float* q, const KeyValuePages& pages, const float* lse_TH,
+                                  const SaliencyColumns& columns, float scale, float* saliency_N) = 0;
+  // Adds what dsaliency [N] sends into the last rows' queries (dq, strides of q) and into all keys they see (dk pages).
+  virtual void attention_saliency_grad(const AttentionShape& shape, const float* q, const KeyValuePages& pages, const float* lse_TH,
+                                       const SaliencyColumns& columns, float scale, const float* dsaliency_N, float* dq, float* const* dk) = 0;
+
+  // One replay step of all sequences: top-K by (score descending, index ascending, NaN last) among the unused, weights, and the
+  // window with most selected tokens (first maximum over pictures, rows, columns; a grid smaller than W uses its whole side).
+  // used_N is brought up to date. selected: index among the sequence's candidates, in block order. window_B6: picture, row, column,
+  // height, width, count. Weights are never NaN: equal where the sum is 0 or not finite, 0 where all are used up.
+  virtual void select_patches(const ReplayRule& rule, const ReplayLayout& layout, const float* saliency_N, uint8_t* used_N, int32_t* selected,
+                              float* weight, int32_t* window_B6) = 0;
+  // dsaliency_N += the weights' gradient. weight, selected as select_patches gave them.
+  virtual void select_patches_grad(const ReplayRule& rule, const ReplayLayout& layout, const float* saliency_N, const int32_t* selected,
+                                   const float* weight, const float* dweight, float* dsaliency_N) = 0;
+  // out[r] = sum over i in [cu[r], cu[r+1]) of weight[i] * from[from_row[i]], in order.
+  virtual void weighted_rows(const float* from, const int32_t* from_row, const float* weight, const int32_t* cu_R1, float* out_RC, int64_t R,
+                             int64_t C) = 0;
+  // dweight[i] = <dout[r], from[from_row[i]]> (overwritten), dfrom[from_row[i]] += weight[i] dout[r]; either may be null.
+  virtual void weighted_rows_grad(const float* from, const int32_t* from_row, const float* weight, const int32_t* cu_R1, const float* dout_RC,
+                                  float* dweight, float* dfrom, int64_t R, int64_t C) = 0;
+  // rows as patch_rows gives them; pixels [to_height, to_width, 3], when not null, receives the resized crop.
+  virtual void crop_patches(const CropPatches& crop, float* rows, uint8_t* pixels) = 0;
+
+  // Which candidates take another pass: their indices, ascending, packed (stable compaction), and cu_routed. order, when not null
+  // (rule topk): the same indices, those of each sequence best first. NaN counts as the lowest score.
+  virtual void route_tokens(const RouteTokens& route, const float* scores_T, int32_t* rows, int32_t* cu_routed_B1, int32_t* order) = 0;
+  virtual void route_gates(RouteGate kind, int32_t B, const int32_t* cu_B1, const float* scores_T, float* gates_T) = 0;
+  // dscores is overwritten.
+  virtual void route_gates_grad(RouteGate kind, int32_t B, const int32_t* cu_B1, const float* gates_T, const float* dgates_T, float* dscores_T) = 0;
+  // x[i] = h[row[i]] + step (step may be null), y = w x rstd as rms_norm.
+  virtual void gather_rms_norm(const float* h_TC, const int32_t* row_n, const float* step_C, const float* w_C, float eps, float* x_nC, float* y_nC,
+                               float* rstd_n, int64_t n, int64_t C) = 0;
+  // h[row[i]] takes y[i] in with gate[at[i]], rows distinct. step: of Fusion::scaled, may be null (then 0).
+  virtual void gated_scatter(Fusion fusion, const float* y_nC, const float* gate, const int32_t* at_n, const float* step_C, float* h_TC,
+                             const int32_t* row_n, int64_t n, int64_t C) = 0;
+  // dh: gradient of h after, becomes that of h before. base[at[i]] is h[row[i]] before (interpolate only). dy [n, C] and dgate[at[i]] are
+  // overwritten, dstep (may be null) is added to.
+  virtual void gated_scatter_grad(Fusion fusion, const float* y_nC, const float* base, const float* gate, const int32_t* at_n,
+                                  const float* step_C, float* dh_TC, const int32_t* row_n, float* dy_nC, float* dgate, float* dstep_C, int64_t n,
+                                  int64_t C) = 0;
+
   // to[to_row[i]] = from[from_row[i]] for i < n. A null row list means 0..n-1.
   virtual void copy_rows(const Weight& from, const int32_t* from_row, float* to_TC, const int32_t* to_row, int64_t n) = 0;
   // to[to_row[i]] += from[from_row[i]], in the order of i for equal rows (deterministic). A null row list means 0..n-1.
@@ -122,6 +217,11 @@ class Backend {
   // dlogits = (softmax - onehot) * scale. target -100: loss 0, gradient 0.
   virtual void cross_entropy(const float* logits_RV, const int32_t* targets_R, float scale, float* loss_R, int32_t* argmax_R,
                              float* dlogits_RV, int64_t R, int64_t V) = 0;
+
+  // loss[r] = mean over c of (a - b)^2
+  virtual void square_loss(const float* a_RC, const float* b_RC, float* loss_R, int64_t R, int64_t C) = 0;
+  // da += scale[r] * 2 (a - b) / C; db (may be null) is overwritten with the negative of what da received.
+  virtual void square_loss_grad(const float* a_RC, const float* b_RC, const float* scale_R, float* da_RC, float* db_RC, int64_t R, int64_t C) = 0;
 
   virtual double sum_squares(const float* x, int64_t size) = 0;
   virtual void adamw(const AdamWUpdate& update) = 0;

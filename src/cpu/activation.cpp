@@ -1,4 +1,5 @@
-// activate, swiglu, add: element-wise.   silu = x s(x), quick_gelu = x s(1.702 x), erf_gelu = x Phi(x), swiglu = silu(gate) up
+// activate, swiglu: element-wise.   silu = x s(x), quick_gelu = x s(1.702 x), erf_gelu = x Phi(x), swiglu = silu(gate) up,
+//        relu = max(x, 0)
 //   in   x, f32, any size; swiglu gate_up (T, 2I)   out  same size; (T, I)
 //   how  each element by itself, in vectors, tails included: the result does not depend on its place. Within 6e-7 relative of the
 //        exact value (absolute 1e-7 where the function crosses 0). NaN stays NaN; silu(-1e4) = -0; -inf gives NaN, as -inf * 0 does

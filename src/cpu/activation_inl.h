@@ -1,15 +1,6 @@
 // Element kernels of activation.cpp.
 
-// sigmoid(x) and 1 - sigmoid(x), both to full relative accuracy: e = exp(-|x|) never overflows.
-struct Sigmoid {
-  vec yes, no;
-};
-PLUMBLINE_INLINE Sigmoid sigmoid(vec x) {
-  const vec e = exp_nonpositive((vec)((ivec)x | splat_int(INT32_MIN)));
-  const vec large = 1.0f / (1.0f + e), small = e * large;
-  const ivec negative = (ivec)x < 0;  // the sign bit, which a blend takes as it is
-  return {negative ? small : large, negative ? large : small};
-}
+#include "sigmoid_inl.h"
 
 // Phi(x) = erfc(-x / sqrt 2) / 2 and exp(-x^2 / 2). erfc(z) = t exp(-z^2) P(t) with t = 1/(1 + 0.35 z), P of degree 9 fitted at
 // Chebyshev nodes for z in [0, 9.6]: relative error 1.1e-8 before rounding, 2.8e-7 in f32; exp(-z^2) is 0 beyond.
@@ -57,6 +48,11 @@ struct ErfGelu {
   }
 };
 
+// NaN stays; the gradient passes wherever x <= 0 is false, as in PyTorch.
+struct Relu {
+  static inline __attribute__((always_inline)) vec value(vec x) { return x <= 0.0f ? vec{} : x; }
+};
+
 template <typename F>
 static void map_values(const float* x, float* y, int64_t size) {
   int64_t i = 0;
@@ -72,11 +68,18 @@ static void map_slopes(const float* x, const float* dy, float* dx, int64_t size)
   store_partial(dx + i, load_partial(dy + i, n, 0.0f) * F::slope(load_partial(x + i, n, 0.0f)), n);
 }
 
+static void relu_slopes(const float* x, const float* dy, float* dx, int64_t size) {  // a choice, not a product: inf * 0 is NaN
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) store(dx + i, load(x + i) <= 0.0f ? vec{} : load(dy + i));
+  for (; i < size; ++i) dx[i] = x[i] <= 0.0f ? 0.0f : dy[i];
+}
+
 static void activate_range(Activation kind, const float* x, float* y, int64_t size) {
   switch (kind) {
     case Activation::quick_gelu: return map_values<QuickGelu>(x, y, size);
     case Activation::erf_gelu: return map_values<ErfGelu>(x, y, size);
     case Activation::silu: return map_values<Silu>(x, y, size);
+    case Activation::relu: return map_values<Relu>(x, y, size);
   }
 }
 static void activate_grad_range(Activation kind, const float* x, const float* dy, float* dx, int64_t size) {
@@ -84,6 +87,7 @@ static void activate_grad_range(Activation kind, const float* x, const float* dy
     case Activation::quick_gelu: return map_slopes<QuickGelu>(x, dy, dx, size);
     case Activation::erf_gelu: return map_slopes<ErfGelu>(x, dy, dx, size);
     case Activation::silu: return map_slopes<Silu>(x, dy, dx, size);
+    case Activation::relu: return relu_slopes(x, dy, dx, size);
   }
 }
 

@@ -99,8 +99,6 @@ PLUMBLINE_INLINE void load_row(const float* from, int64_t d, float factor, float
   for (; j % kColumns != 0; ++j) to[j] = 0.0f;
 }
 
-typedef float quad __attribute__((vector_size(16)));
-
 // to[j, i] = rows[i][j] for i < count, j < d; zeros up to a multiple of kColumns in i. 4x4 blocks in 128-bit registers.
 static void load_transposed(const float* const* rows, int64_t count, int64_t d, float* to) {
   int64_t i = 0;

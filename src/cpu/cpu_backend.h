@@ -63,10 +63,35 @@ class CpuBackend final : public Backend {
   void gather_from_pages(const AttentionShape& shape, const int32_t* first_row_B, float* k_rows, float* v_rows, int64_t row_stride,
                          const KeyValuePages& pages) override;
 
+  void attention_saliency(const AttentionShape& shape, const float* q, const KeyValuePages& pages, const float* lse_TH,
+                          const SaliencyColumns& columns, float scale, float* saliency_N) override;
+  void attention_saliency_grad(const AttentionShape& shape, const float* q, const KeyValuePages& pages, const float* lse_TH,
+                               const SaliencyColumns& columns, float scale, const float* dsaliency_N, float* dq, float* const* dk) override;
+  void select_patches(const ReplayRule& rule, const ReplayLayout& layout, const float* saliency_N, uint8_t* used_N, int32_t* selected,
+                      float* weight, int32_t* window_B6) override;
+  void select_patches_grad(const ReplayRule& rule, const ReplayLayout& layout, const float* saliency_N, const int32_t* selected,
+                           const float* weight, const float* dweight, float* dsaliency_N) override;
+  void weighted_rows(const float* from, const int32_t* from_row, const float* weight, const int32_t* cu_R1, float* out_RC, int64_t R,
+                     int64_t C) override;
+  void weighted_rows_grad(const float* from, const int32_t* from_row, const float* weight, const int32_t* cu_R1, const float* dout_RC,
+                          float* dweight, float* dfrom, int64_t R, int64_t C) override;
+  void crop_patches(const CropPatches& crop, float* rows, uint8_t* pixels) override;
+  void route_tokens(const RouteTokens& route, const float* scores_T, int32_t* rows, int32_t* cu_routed_B1, int32_t* order) override;
+  void route_gates(RouteGate kind, int32_t B, const int32_t* cu_B1, const float* scores_T, float* gates_T) override;
+  void route_gates_grad(RouteGate kind, int32_t B, const int32_t* cu_B1, const float* gates_T, const float* dgates_T, float* dscores_T) override;
+  void gather_rms_norm(const float* h_TC, const int32_t* row_n, const float* step_C, const float* w_C, float eps, float* x_nC, float* y_nC,
+                       float* rstd_n, int64_t n, int64_t C) override;
+  void gated_scatter(Fusion fusion, const float* y_nC, const float* gate, const int32_t* at_n, const float* step_C, float* h_TC,
+                     const int32_t* row_n, int64_t n, int64_t C) override;
+  void gated_scatter_grad(Fusion fusion, const float* y_nC, const float* base, const float* gate, const int32_t* at_n, const float* step_C,
+                          float* dh_TC, const int32_t* row_n, float* dy_nC, float* dgate, float* dstep_C, int64_t n, int64_t C) override;
+
   void copy_rows(const Weight& from, const int32_t* from_row, float* to_TC, const int32_t* to_row, int64_t n) override;
   void add_rows(const float* from_TC, const int32_t* from_row, float* to, const int32_t* to_row, int64_t n, int64_t C) override;
   void cross_entropy(const float* logits_RV, const int32_t* targets_R, float scale, float* loss_R, int32_t* argmax_R, float* dlogits_RV,
                      int64_t R, int64_t V) override;
+  void square_loss(const float* a_RC, const float* b_RC, float* loss_R, int64_t R, int64_t C) override;
+  void square_loss_grad(const float* a_RC, const float* b_RC, const float* scale_R, float* da_RC, float* db_RC, int64_t R, int64_t C) override;
   double sum_squares(const float* x, int64_t size) override;
   void adamw(const AdamWUpdate& update) override;
   void fill_normal(float* x, int64_t size, int64_t first, uint64_t key, float scale) override;

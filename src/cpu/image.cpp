@@ -7,6 +7,7 @@
 #include <cmath>
 #include <optional>
 
+#include "workspace.h"
 #include "cpu_backend.h"
 #include "tiles.h"
 
@@ -31,21 +32,6 @@ struct Taps {
 
 namespace plumbline {
 namespace {
-
-class Block {  // working memory of one call
- public:
-  Block(CpuBackend& backend, size_t bytes) : backend_(backend), bytes_(bytes), data_(backend.allocate(bytes)) {}
-  ~Block() { backend_.release(data_, bytes_); }
-  Block(const Block&) = delete;
-  Block& operator=(const Block&) = delete;
-  template <typename T>
-  T* as() const { return static_cast<T*>(data_); }
-
- private:
-  CpuBackend& backend_;
-  size_t bytes_;
-  void* data_;
-};
 
 double triangle(double x) { return std::max(0.0, 1.0 - std::fabs(x)); }
 double cubic(double x) {  // Keys' kernel, a = -1/2
@@ -92,7 +78,7 @@ class TapTable {
   }
   double scale_, stretch_, reach_;
   int64_t stride_;
-  Block weights_, table_;
+  Workspace weights_, table_;
 };
 
 // Where output row `row` of patch_rows is taken from.
@@ -119,7 +105,7 @@ void CpuBackend::resize(const uint8_t* from, int32_t height, int32_t width, int3
   if (width == to_width && !tall) return copy(to, from, static_cast<size_t>(height * from_row));
 
   const uint8_t* wide = from;
-  std::optional<Block> between;
+  std::optional<Workspace> between;
   if (width != to_width) {
     if (tall) between.emplace(*this, static_cast<size_t>(height * to_row));
     uint8_t* out = tall ? between->as<uint8_t>() : to;

@@ -7,17 +7,17 @@ PLUMBLINE_INLINE uint8_t to_byte(int32_t sum) {
   return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
 }
 
-typedef int32_t quad __attribute__((vector_size(16)));
-PLUMBLINE_INLINE quad widen_bytes(uint32_t four) {
+typedef int32_t int_quad __attribute__((vector_size(16)));
+PLUMBLINE_INLINE int_quad widen_bytes(uint32_t four) {
 #if PLUMBLINE_LANES >= 8
-  return (quad)_mm_cvtepu8_epi32(_mm_cvtsi32_si128((int)four));
+  return (int_quad)_mm_cvtepu8_epi32(_mm_cvtsi32_si128((int)four));
 #elif defined(__x86_64__)
   const __m128i zero = _mm_setzero_si128();
-  return (quad)_mm_unpacklo_epi16(_mm_unpacklo_epi8(_mm_cvtsi32_si128((int)four), zero), zero);
+  return (int_quad)_mm_unpacklo_epi16(_mm_unpacklo_epi8(_mm_cvtsi32_si128((int)four), zero), zero);
 #else
   uint8_t byte[4];
   std::memcpy(byte, &four, 4);
-  return quad{byte[0], byte[1], byte[2], byte[3]};
+  return int_quad{byte[0], byte[1], byte[2], byte[3]};
 #endif
 }
 
@@ -28,7 +28,7 @@ static void resample_pixels(const uint8_t* from, int64_t width, const Taps& taps
   for (int64_t x = 0; x < taps.size; ++x, to += channels) {
     const int64_t first = taps.first[x], end = first + taps.count[x], safe = channels == 3 && end == width ? end - 1 : end;
     const int32_t* weight = taps.weight + x * taps.stride;
-    quad sum = {kRound, kRound, kRound, kRound};
+    int_quad sum = {kRound, kRound, kRound, kRound};
     uint32_t four = 0;
     for (int64_t i = first; i < safe; ++i) {
       std::memcpy(&four, from + i * channels, 4);

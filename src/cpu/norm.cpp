@@ -11,19 +11,6 @@
 #include "foreach_isa.h"
 
 namespace plumbline {
-namespace {
-
-// At most 32 slices: their partial sums cost 32 C floats, a few percent of the rows' own traffic.
-Tiles slice_rows(int64_t T, int64_t C) {
-  constexpr int64_t kMaxSlices = 32;
-  return Tiles(T, std::max((T + kMaxSlices - 1) / kMaxSlices, kTileFloats / std::max<int64_t>(C, 1)));
-}
-
-constexpr int64_t kLine = 16;  // floats in a cache line
-int64_t padded(int64_t C) { return (C + kLine - 1) / kLine * kLine; }
-
-}  // namespace
-
 void CpuBackend::rms_norm(const float* x_TC, const float* w_C, float eps, float* y_TC, float* rstd_T, int64_t T, int64_t C) {
   const auto kernel = PLUMBLINE_PICK(isa_, rms_norm_rows);
   const Tiles tiles = tile_rows(T, C);

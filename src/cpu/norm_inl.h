@@ -1,5 +1,6 @@
 // Row kernels of norm.cpp. Sums run over four vectors of lanes, added in a fixed order.
-PLUMBLINE_INLINE float fold(vec a, vec b, vec c, vec d) { return sum_lanes((a + b) + (c + d)); }
+#include "slices_inl.h"
+#include "rms_inl.h"
 
 PLUMBLINE_INLINE float sum_row(const float* x, int64_t C) {
   vec a = {}, b = {}, c = {}, d = {};
@@ -13,42 +14,6 @@ PLUMBLINE_INLINE float sum_row(const float* x, int64_t C) {
   for (; i + kLanes <= C; i += kLanes) a += load(x + i);
   if (i < C) b += load_partial(x + i, C - i, 0.0f);
   return fold(a, b, c, d);
-}
-
-// Sum of (x - centre)^2.
-PLUMBLINE_INLINE float sum_squares_row(const float* x, float centre, int64_t C) {
-  const vec m = splat(centre);
-  vec a = {}, b = {}, c = {}, d = {};
-  int64_t i = 0;
-  for (; i + 4 * kLanes <= C; i += 4 * kLanes) {
-    const vec p = load(x + i) - m, q = load(x + i + kLanes) - m;
-    const vec r = load(x + i + 2 * kLanes) - m, s = load(x + i + 3 * kLanes) - m;
-    a = fma(p, p, a);
-    b = fma(q, q, b);
-    c = fma(r, r, c);
-    d = fma(s, s, d);
-  }
-  for (; i + kLanes <= C; i += kLanes) {
-    const vec p = load(x + i) - m;
-    a = fma(p, p, a);
-  }
-  if (i < C) {  // the padding is the centre itself and adds 0
-    const vec p = load_partial(x + i, C - i, centre) - m;
-    b = fma(p, p, b);
-  }
-  return fold(a, b, c, d);
-}
-
-PLUMBLINE_INLINE float inverse_root(float sum, int64_t C, float eps) { return 1.0f / __builtin_sqrtf(sum / (float)C + eps); }
-
-static void rms_norm_rows(const float* x, const float* w, float eps, float* y, float* rstd, int64_t rows, int64_t C) {
-  for (int64_t t = 0; t < rows; ++t, x += C, y += C) {
-    rstd[t] = inverse_root(sum_squares_row(x, 0.0f, C), C, eps);
-    const vec r = splat(rstd[t]);
-    int64_t i = 0;
-    for (; i + kLanes <= C; i += kLanes) store(y + i, load(x + i) * r * load(w + i));
-    if (i < C) store_partial(y + i, load_partial(x + i, C - i, 0.0f) * r * load_partial(w + i, C - i, 0.0f), C - i);
-  }
 }
 
 static void layer_norm_rows(const float* x, const float* w, const float* b, float eps, float* y, float* mean, float* rstd, int64_t rows,
@@ -137,14 +102,5 @@ static void layer_norm_grad_rows(const float* dy, const float* x, const float* w
     const float mean_g = sums.g / (float)C, mean_gx = sums.gx * rstd[t] / (float)C;
     const RowGradient row = {splat(mean[t]), splat(rstd[t]), splat(mean_g), splat(mean_gx)};
     gradient_row(row, dy, x, w, dx, dw, db, C, accumulate);
-  }
-}
-
-// out += the slices' partial sums, first slice first.
-static void add_slices(const float* partial, int64_t slices, int64_t stride, float* out, int64_t C) {
-  for (int64_t s = 0; s < slices; ++s, partial += stride) {
-    int64_t i = 0;
-    for (; i + kLanes <= C; i += kLanes) store(out + i, load(out + i) + load(partial + i));
-    for (; i < C; ++i) out[i] += partial[i];
   }
 }

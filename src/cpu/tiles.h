@@ -20,4 +20,11 @@ struct Tiles {
 inline Tiles tile_elements(int64_t size) { return Tiles(size, kTileFloats); }
 inline Tiles tile_rows(int64_t rows, int64_t row_floats) { return Tiles(rows, kTileFloats / std::max<int64_t>(row_floats, 1)); }
 
+// Slices of rows whose partial sums are added in order. At most 32: their sums cost 32 C floats, a few percent of the rows' traffic.
+inline Tiles slice_rows(int64_t T, int64_t C) {
+  constexpr int64_t kMaxSlices = 32;
+  return Tiles(T, std::max((T + kMaxSlices - 1) / kMaxSlices, kTileFloats / std::max<int64_t>(C, 1)));
+}
+inline int64_t padded(int64_t C) { return (C + 15) / 16 * 16; }  // to whole cache lines
+
 }  // namespace plumbline

@@ -47,6 +47,7 @@ Exact exact_erf(double x) {
 }
 
 Exact exact(Activation kind, float x) {
+  if (kind == Activation::relu) return {x > 0 ? x : 0.0, x > 0 ? 1.0 : 0.0, 0, 0};
   return kind == Activation::silu ? exact_sigmoid(x, 1) : kind == Activation::quick_gelu ? exact_sigmoid(x, 1.702) : exact_erf(x);
 }
 
@@ -57,7 +58,7 @@ std::vector<float> inputs(int64_t size) {
   return x;
 }
 
-constexpr Activation kKinds[] = {Activation::quick_gelu, Activation::erf_gelu, Activation::silu};
+constexpr Activation kKinds[] = {Activation::quick_gelu, Activation::erf_gelu, Activation::silu, Activation::relu};
 
 void test_activate() {
   for_each_variant([](CpuBackend& backend, const char* name) {
@@ -91,10 +92,22 @@ void test_non_finite() {
       float y[3], dx[3];
       backend.activate(kind, x, y, 3);
       backend.activate_grad(kind, x, dy, dx, 3);
-      CHECK(std::isnan(y[0]) && std::isnan(dx[0]), "%s NaN", name);
-      CHECK(y[1] == kInf && std::isnan(y[2]), "%s kind %d: inf -> %g, -inf -> %g", name, static_cast<int>(kind), static_cast<double>(y[1]),
+      CHECK(std::isnan(y[0]) && (kind == Activation::relu ? dx[0] == 1 : std::isnan(dx[0])), "%s NaN", name);  // relu: as in PyTorch
+      const bool low = kind == Activation::relu ? y[2] == 0 && dx[2] == 0 : std::isnan(y[2]);
+      CHECK(y[1] == kInf && low, "%s kind %d: inf -> %g, -inf -> %g", name, static_cast<int>(kind), static_cast<double>(y[1]),
             static_cast<double>(y[2]));
     }
+  });
+}
+
+// What relu stops may be anything.
+void test_relu_stops() {
+  for_each_variant([](CpuBackend& backend, const char* name) {
+    const std::vector<float> x(21, -1.0f), dy(21, kInf), zero(21, 0.0f);
+    Guarded<float> dx(21), at_zero(21);
+    backend.activate_grad(Activation::relu, x.data(), dy.data(), dx.data(), 21);
+    backend.activate_grad(Activation::relu, zero.data(), dy.data(), at_zero.data(), 21);
+    for (int i = 0; i < 21; ++i) CHECK(dx[i] == 0 && at_zero[i] == 0, "%s relu passes %g", name, static_cast<double>(dx[i]));
   });
 }
 
@@ -147,6 +160,7 @@ void test_swiglu() {
 int main() {
   test_activate();
   test_non_finite();
+  test_relu_stops();
   test_place();
   test_swiglu();
   return finish_variants();
