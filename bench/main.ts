@@ -1,7 +1,8 @@
-/** `npm run bench -- [--json] [--peer DIR]`: operations, decoding and training against the machine's measured roofs. */
+/** `npm run bench -- [--json] [--only SECTION] [--peer DIR]`: operations, decoding and training against the machine's measured roofs. */
 import { parseArgs } from 'node:util';
 import { machineFacts, table, type BenchRow } from './harness';
 import { decodeRow, trainingRows } from './models';
+import { extraCostRows, latentRows } from './reasoning';
 import { attentionRows, gemmRows, gemvRows, higher, roofs, type Roofs } from './operations';
 
 /** Divides every row by the highest of the roofs measured before, between and after the sections. */
@@ -12,7 +13,7 @@ function againstRoof(row: BenchRow, used: Roofs, best: Roofs): BenchRow {
 }
 
 async function main(): Promise<void> {
-  const { values } = parseArgs({ options: { json: { type: 'boolean', default: false }, peer: { type: 'string' } } });
+  const { values } = parseArgs({ options: { json: { type: 'boolean', default: false }, only: { type: 'string', default: '' }, peer: { type: 'string' } } });
   const say = (text: string): void => { process.stderr.write(`${text}\n`); };
   const measured: BenchRow[] = [];
   say('roofs of this machine');
@@ -20,12 +21,14 @@ async function main(): Promise<void> {
   let best = roof;
   for (const [name, run] of [
     ['GEMM', () => gemmRows(roof)], ['GEMV', () => gemvRows(roof)], ['attention', () => attentionRows(roof)],
-    ['decoding (makes a model of 0.8 GB)', async () => [await decodeRow(roof)]], ['training', () => trainingRows(values.peer)],
+    ['decoding (makes a model of 0.8 GB)', async () => [await decodeRow(roof)]], ['saliency and routing', extraCostRows], ['latents, cached and recomputed', latentRows], ['training', () => trainingRows(values.peer)],
   ] as const) {
+    if (!name.includes(values.only)) continue;
     say(name);
     measured.push(...await run());
     best = higher(best, await roofs());
   }
+  if (measured.length === 0) throw new Error(`no section has '${values.only}' in its name`);
   const rows = [...best.rows, ...measured.map((row) => againstRoof(row, roof, best))];
   const machine = machineFacts();
   process.stdout.write(values.json ? `${JSON.stringify({ machine, rows }, null, 1)}\n` : `${JSON.stringify(machine)}\n\n${table(rows)}\n`);

@@ -2,7 +2,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { demoPhases } from '../lib/cli/demo';
+import { demoPhases } from '../lib/cli/demoPhases';
 import { demoTrainingData } from '../lib/cli/demoData';
 import { demoConfig, DEMO_SIZES } from '../lib/cli/demoSizes';
 import { writeDigitGridTokenizer } from '../lib/data';
@@ -80,7 +80,7 @@ export async function trainingRows(peerFolder: string | undefined): Promise<Benc
       await model.native.zeroGradients();
       const { targets } = await runBatch(session, batch, model.geometry);
       const { losses } = await session.loss({ pass: targets.pass, row: targets.row, target: targets.target, scale: 1 / targets.row.length });
-      await session.backward();
+      await session.backward(0);
       await session.reset();
       await model.native.optimizerStep({ learningRate: 1e-4, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01, maxNorm: 1, step: step + BATCHES + 1 });
       if (step === -BATCHES) firstLoss = losses.reduce((sum, loss) => sum + loss, 0) / losses.length;

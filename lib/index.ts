@@ -4,9 +4,16 @@ export { native, type NativeAddon, type NativeBuildInfo } from './native';
 export { LatentModel, type CreateOptions, type LoadOptions, type SaveOptions } from './latentModel';
 export { openCheckpoint, type Checkpoint } from './model/checkpoint';
 export { configJson, newConfig, parseConfig, type ModelConfig, type ModelGeometry, type NewModelConfig, type SpecialTokens, type TextConfig, type VisionConfig } from './model/config';
+export { extraShapes, UNSET_THRESHOLD, type ExtraShape, type FileExtra, type FileExtras } from './model/extras';
 export { decodeImage, smartResize, type ImageSource, type Picture, type RawImage, type RgbImage } from './model/image';
 export { availableMemory, estimateMemory, type MemoryEstimate } from './model/memory';
+export type { PromptInput, ReasoningForm } from './model/passes';
+export type { ModelView } from './model/reasoning';
 export { mropePositions, type Grid, type Positions } from './model/positions';
+export {
+  looksAhead, makePreset, PLAIN, PRESETS, replaySpec, routingSpec,
+  type Preset, type PresetChanges, type PresetName, type PresetSwitches,
+} from './model/preset';
 export type { EncodedPrompt, EncodeOptions, Message, MessagePart, Processor, ProcessorOptions } from './model/processor';
 export type { GenerationDefaults, LatentRecord } from './model/record';
 export { readHeader, readTensor, writeSafetensors, type SafetensorsHeader, type TensorEntry, type TensorSource } from './model/safetensors';
@@ -14,4 +21,5 @@ export type { LoadProgress } from './model/weights';
 export * from './decode';
 export * from './train';
 export * from './evaluate';
+export * from './report';
 export * from './data';

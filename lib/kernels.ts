@@ -1,13 +1,22 @@
-/** `plumbline/kernels`: the operations by themselves, on typed arrays. Loading it loads no model code and no image decoder. */
+/** `plumbline/kernels`: the operations by themselves, on typed arrays and device tensors. Loading it loads no model code and no image decoder. */
 export { LibError, type ErrorCode } from './errors';
 export type { KernelOptions } from './ops/call';
+export type { Floats, FloatsOf, OutputKind, OutputOptions } from './ops/floats';
+export { Tensor } from './ops/tensor';
 export { activation, activationGrad, type ActivationKind } from './ops/activation';
 export { attention, attentionGrad, type AttentionOptions } from './ops/attention';
+export { attentionSaliency, attentionSaliencyGrad, type SaliencyOptions } from './ops/attentionSaliency';
+export { coherentWindow, type CoherentWindowOptions, type CoherentWindowResult } from './ops/coherentWindow';
+export { cropPatches, type CropPatchesOptions } from './ops/cropPatches';
 export { crossEntropy, IGNORED_TARGET, type CrossEntropyOptions } from './ops/crossEntropy';
+export { gatedScatter, gatedScatterGrad, type Fusion, type GatedScatterOptions } from './ops/gatedScatter';
+export { gatherRmsNorm, gatherRmsNormGrad, type GatherRmsNormOptions } from './ops/gatherRmsNorm';
 export { layerNorm, layerNormGrad } from './ops/layerNorm';
 export { linear, linearGrad, type LinearOptions, type WeightMatrix } from './ops/linear';
 export { mrope, type MropeOptions } from './ops/mrope';
+export { packRagged, unpackRagged, type PackRaggedOptions, type UnpackRaggedOptions } from './ops/packRagged';
 export { patchRows, type PatchRowsOptions } from './ops/patchRows';
 export { resize, type ResizeOptions } from './ops/resize';
 export { rmsNorm, rmsNormGrad, type NormOptions } from './ops/rmsNorm';
+export { routeTokens, type PrefixState, type RouteRule, type RouteTokensOptions, type RouteTokensResult } from './ops/routeTokens';
 export { swiglu, swigluGrad } from './ops/swiglu';

@@ -8,6 +8,8 @@ import { modelGeometry, newConfig, type ModelConfig, type ModelGeometry, type Ne
 import { readJson } from './model/files';
 import { parseImageSettings, type ImageSettings } from './model/imageSettings';
 import { makeProcessor, type EncodedPrompt, type Message, type Processor } from './model/processor';
+import { isObject } from './model/jsonReader';
+import { makePreset, PLAIN, type Preset, type PresetChanges, type PresetName } from './model/preset';
 import { MAX_LATENTS, parseGeneration, parseRecord, type GenerationDefaults, type LatentRecord } from './model/record';
 import { initializeWeights, loadWeights, readWeights, saveCheckpoint, type LoadProgress } from './model/weights';
 import { native, type NativeModel, type NativeSession, type NativeSessionOptions, type StorageDType } from './native';
@@ -15,6 +17,10 @@ import { native, type NativeModel, type NativeSession, type NativeSessionOptions
 export interface LoadOptions {
   /** Storage of the matrices. 'auto' (default): bf16 where the file is, else f32. Sums are f32 always. */
   dtype?: StorageDType | 'auto';
+  /** A preset by name, or switches to change: of the preset `name` when that is given, else of the recorded one. Default: as recorded. */
+  preset?: PresetName | PresetChanges;
+  /** Of the parameters that the preset needs and the checkpoint lacks (default 0). */
+  seed?: number;
   signal?: AbortSignal;
   onProgress?: (progress: LoadProgress) => void;
   /** Bytes that the weights may take. Default: what is available now; `Infinity` switches the check off. */
@@ -29,6 +35,8 @@ export interface CreateOptions {
   processor?: string;
   /** Latent steps before the words (default: as plumbline.json of `processor` says, else 0). */
   latentSteps?: number;
+  /** A preset by name, or switches that differ from those of `name` ('default' when not given). Default: `PLAIN`, no replay and no routing. */
+  preset?: PresetName | PresetChanges;
   signal?: AbortSignal;
   maxMemoryBytes?: number;
 }
@@ -47,7 +55,6 @@ interface Parts {
   generation: GenerationDefaults;
   record: LatentRecord;
   companions: CompanionFiles;
-  origin?: string;
 }
 
 type AskOptions = Partial<GenerateOptions>;
@@ -90,18 +97,19 @@ export class LatentModel {
   /**
    * Loads a Hugging Face directory of a Qwen2-VL model, or one that `save` wrote.
    *
-   * @throws {LibError} `ERR_CHECKPOINT` naming file, tensor or key; `ERR_UNSUPPORTED` for other models; `ERR_OUT_OF_MEMORY` before
-   *   anything is taken; `signal.reason` when aborted.
+   * @throws {LibError} `ERR_CHECKPOINT` naming file, tensor or key; `ERR_UNSUPPORTED` for other models; `ERR_ARGUMENT` and
+   *   `ERR_RANGE` for options; `ERR_OUT_OF_MEMORY` before anything is taken; `signal.reason` when aborted.
    */
   static async load(directory: string, options: LoadOptions = {}): Promise<LatentModel> {
     check.string('load', 'directory', directory);
-    check.options('load', options, ['dtype', 'signal', 'onProgress', 'maxMemoryBytes']);
+    check.options('load', options, ['dtype', 'preset', 'seed', 'signal', 'onProgress', 'maxMemoryBytes']);
     const wanted = check.oneOf('load', 'dtype', options.dtype ?? 'auto', ['auto', 'f32', 'bf16']);
+    const seed = check.integer('load', 'seed', options.seed ?? 0, 0);
     const weights = weightOptions('load', options);
-    const checkpoint = await openCheckpoint(directory);
+    const checkpoint = await openCheckpoint(directory, options.preset);
     const processor = makeProcessor(checkpoint.config, checkpoint.images, checkpoint.companions);
     const dtype = wanted === 'auto' ? checkpoint.dtype : wanted;
-    return new LatentModel({ ...checkpoint, origin: directory }, dtype, processor, await loadWeights(checkpoint, dtype, weights));
+    return new LatentModel(checkpoint, dtype, processor, await loadWeights(checkpoint, dtype, seed, weights));
   }
 
   /**
@@ -110,15 +118,17 @@ export class LatentModel {
    * @param config dimensions, or the config of another model.
    */
   static async create(config: NewModelConfig | ModelConfig, options: CreateOptions = {}): Promise<LatentModel> {
-    check.options('create', options, ['dtype', 'seed', 'processor', 'latentSteps', 'signal', 'maxMemoryBytes']);
+    check.options('create', options, ['dtype', 'seed', 'processor', 'latentSteps', 'preset', 'signal', 'maxMemoryBytes']);
     const dtype = check.oneOf('create', 'dtype', options.dtype ?? 'f32', ['f32', 'bf16']);
     const seed = check.integer('create', 'seed', options.seed ?? 0, 0);
     const latentSteps = options.latentSteps === undefined ? undefined : check.integer('create', 'latentSteps', options.latentSteps, 0, MAX_LATENTS);
     check.object('create', 'config', config);
     if (options.processor !== undefined) check.path('create', 'processor', options.processor);
-    const parts = await newParts('source' in config ? config : newConfig(config), options.processor, latentSteps);
+    const made = 'source' in config ? config : newConfig(config);
+    const preset = options.preset === undefined ? PLAIN : makePreset(options.preset, made.text.layers);
+    const parts = await newParts(made, options.processor, latentSteps, preset);
     const processor = makeProcessor(parts.config, parts.images, parts.companions);
-    return new LatentModel(parts, dtype, processor, await initializeWeights(parts.config, parts.images, dtype, seed, weightOptions('create', options)));
+    return new LatentModel(parts, dtype, processor, await initializeWeights(parts, dtype, seed, weightOptions('create', options)));
   }
 
   /** The addon's model. @throws {LibError} `ERR_DISPOSED`. */
@@ -130,6 +140,11 @@ export class LatentModel {
   /** Latent steps before the words unless a call says otherwise. */
   get latentSteps(): number {
     return this.record.latentSteps;
+  }
+
+  /** The switches of replay, routing and latents: every one, routed layers as a list. */
+  get preset(): Preset {
+    return this.record.preset;
   }
 
   /** Ids that end a sequence. */
@@ -173,7 +188,8 @@ export class LatentModel {
   }
 
   /**
-   * Reads the weights of a checkpoint of the same dimensions into this model.
+   * Reads the weights of a checkpoint of the same dimensions into this model: the backbone, and what this model has of the
+   * parameters beside it. The preset stays.
    *
    * @throws {LibError} `ERR_CHECKPOINT` when it is another model.
    */
@@ -226,13 +242,20 @@ function weightOptions(op: string, options: { signal?: AbortSignal; onProgress?:
   return { signal: check.signal(op, options.signal), onProgress, maxMemoryBytes };
 }
 
-async function newParts(config: ModelConfig, directory: string | undefined, latentSteps: number | undefined): Promise<Parts> {
+async function newParts(config: ModelConfig, directory: string | undefined, latentSteps: number | undefined, preset: Preset): Promise<Parts> {
   const read = async (name: string): Promise<unknown> => (directory === undefined ? undefined : readJson(join(directory, name)));
   const companions = directory === undefined ? new Map<string, string>() : await readCompanions(directory);
-  const record = parseRecord(await read('plumbline.json'));
+  const record = parseRecord(withoutSwitches(await read('plumbline.json')), config.text.layers);
   return {
-    config, companions, record: { ...record, latentSteps: latentSteps ?? record.latentSteps },
+    config, companions, record: { ...record, preset, latentSteps: latentSteps ?? record.latentSteps },
     images: parseImageSettings(await read('preprocessor_config.json'), config.vision),
     generation: parseGeneration(await read('generation_config.json'), config.source),
   };
+}
+
+/** The switches of a processor's folder are those of another model, which may have other layers. */
+function withoutSwitches(raw: unknown): unknown {
+  if (!isObject(raw)) return raw;
+  const { switches: _, format, ...rest } = raw;
+  return { ...rest, format: format === 2 ? 1 : format };
 }

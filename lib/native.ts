@@ -69,11 +69,19 @@ export interface NativeModel {
    */
   optimizerStep(options: NativeOptimizerOptions, token?: NativeCancelToken): Promise<number>;
   gradientNorm(): Promise<number>;
+  /**
+   * Moves the routing threshold of each layer that was scored since the last `zeroGradients` towards the (1 - fraction) quantile q of
+   * its scores: t += rate (q - t); a threshold that was never set becomes q. Resolves to the layers and their new thresholds.
+   */
+  updateThresholds(rate: number, fraction: number): Promise<{ layers: Int32Array; thresholds: Float32Array }>;
   dispose(): void;
 }
 
-/** What a row's input embedding is. 3 = row `index` of `embeddings`; 2 = the final hidden state of the sequence's last row. */
-export const ROW_KIND = Object.freeze({ token: 0, visual: 1, latent: 2, embedding: 3 });
+/**
+ * What a row's input embedding is. 2 = the final hidden state of the sequence's last row; 3 = row `index` of `embeddings`; 4 = row
+ * `index` of the session's stored rows, which `replay` and `keepLatents` append.
+ */
+export const ROW_KIND = Object.freeze({ token: 0, visual: 1, latent: 2, embedding: 3, stored: 4 });
 
 export interface NativePass {
   /** [B] sequence ids, each at most once. */
@@ -92,22 +100,95 @@ export interface NativePass {
   logitRows?: Int32Array;
   hiddenRows?: Int32Array;
   keepLayerInputs?: boolean;
+  /** [B] 1 where the last row's attention to the sequence's pictures (`setPictures`) is wanted, for the `replay` that follows. */
+  saliency?: Uint8Array;
+  /** Return which rows were routed. */
+  traceRouting?: boolean;
 }
 
-export interface NativePassResult { pass: number; logits: Float32Array; hidden: Float32Array; }
+/** One extra pass of one layer over the rows of a pass. Row numbers are packed rows of the pass. */
+export interface NativeRoutingTrace {
+  layer: number;
+  /** From 2. */
+  depth: number;
+  /** Rows that were scored, ascending, their raw scores and their gates. */
+  candidates: Int32Array; scores: Float32Array; gates: Float32Array;
+  /** Rows that took the extra pass, ascending. */
+  routed: Int32Array;
+}
+
+export interface NativePassResult { pass: number; logits: Float32Array; hidden: Float32Array; routing?: NativeRoutingTrace[]; }
+
+/** Pictures that a sequence looks at: what replay chooses from. */
+export interface NativePictures {
+  /** [N] rows of the sequence that hold the image tokens, and the visual rows that they are. */
+  columns: Int32Array; visualRows: Int32Array;
+  /** [P*2] merged grid rows, columns of each picture; they fill the N tokens in order. */
+  grids: Int32Array;
+  /** [P*2] height, width of each picture as the tower saw it. */
+  sizes: Int32Array;
+  /** RGB bytes of the pictures that crops are cut from, and their [P*2] height, width. Needed for targets only. */
+  originals?: Uint8Array; originalSizes?: Int32Array;
+}
+
+export interface NativeReplayResult {
+  /** Number of this replay, for `loss`. */
+  replay: number;
+  /** [B] rows of each sequence's block (0: nothing is left), and the first of them among the stored rows. */
+  rows: Int32Array; firstRow: Int32Array;
+  /** [B+1] offsets of `selected` (indices among the sequence's image tokens, in block order) and of `weights`. */
+  cuSelected: Int32Array; selected: Int32Array; weights: Float32Array;
+  /** [B*6] picture, row, column, height, width, selected tokens inside; [B*4] its box x1, y1, x2, y2 in pixels (zeros without originals). */
+  windows: Int32Array; boxes: Int32Array;
+  /** [B] super-resolution loss; NaN where there is none. */
+  srLosses: Float32Array;
+  /** Attention to all image tokens, sequence after sequence; when asked for. */
+  saliency?: Float32Array;
+}
+
+/** For tests: what one sequence's replay computed. */
+export interface NativeReplayDetail { block: Float32Array; b: Float32Array; f: Float32Array; u: Float32Array; crop: Uint8Array; }
+
+export interface NativeReplaySpec {
+  patches: number; window: number;
+  /** Side of a fixed grid; 0: each picture's own. */
+  grid: number;
+  weights: 'mean-preserving' | 'softmax'; mix: boolean; reselectUsed: boolean; topkOrder: boolean; saliencyGradient: boolean;
+  tokenSr: boolean; srInput: 'weighted' | 'unweighted'; srAdded: boolean; targetGradient: boolean; officialCrop: boolean;
+}
+
+export interface NativeRoutingSpec {
+  layers: readonly number[]; rule: 'threshold' | 'prefix-topk' | 'topk'; router: 'linear' | 'mlp'; alpha: number; maxDepth: number;
+  gate: 'sigmoid' | 'raw' | 'softmax-sequence'; fusion: 'interpolate' | 'scaled' | 'plain'; misordered: boolean;
+}
+
+/**
+ * Routing of the passes since the last reset or backward, over the routed layers: rows, those that took the first extra pass, rows of all
+ * extra passes, the scores of all passes, and (training) their mean square.
+ */
+export interface NativeRoutingFigures { scored: number; routed: number; extraRows: number; scores: number; meanSquare: number; }
 
 export interface NativeLoss {
   /** [R] pass number and packed row that predicts target [R]. */
   pass: Int32Array; row: Int32Array; target: Int32Array;
   /** Weight of one row in the loss: 1 / targets of the whole optimiser step. */
   scale: number;
+  /** Super-resolution losses: sequence `index` [Q] of replay [Q], and the weight [Q] of its loss. */
+  replay?: Int32Array; index?: Int32Array; weight?: Float32Array;
 }
 
 export interface NativeLossResult { losses: Float32Array; argmax: Int32Array; }
 
-export type NativeReadKind = 'layer_input' | 'hidden' | 'embeds' | 'visual' | 'visual_state' | 'visual_grad';
+/** 'layer_qkv': [T, (heads + 2 kvHeads) headDim] queries and keys turned, values. */
+export type NativeReadKind = 'layer_input' | 'layer_qkv' | 'hidden' | 'embeds' | 'visual' | 'visual_state' | 'visual_grad';
 
-export interface NativeSessionOptions { training: boolean; recompute: boolean; detachLatents: boolean; visionGradient: boolean; }
+export interface NativeSessionOptions {
+  training: boolean; recompute: boolean; detachLatents: boolean; visionGradient: boolean;
+  /** Absent: no visual replay. Their parameters (`token_sr.*`, `router.*`, `step.*`) must be among the model's extras. */
+  replay?: NativeReplaySpec;
+  /** Absent: no depth routing. */
+  routing?: NativeRoutingSpec;
+}
 
 export interface NativeSession {
   add(): number;
@@ -117,10 +198,32 @@ export interface NativeSession {
   /** frames: RGB bytes of all pictures; sizes [n*3] = frames, height, width. Resolves to the first new visual row. */
   encode(frames: Uint8Array, sizes: Int32Array, token?: NativeCancelToken): Promise<number>;
   extend(pass: NativePass, token?: NativeCancelToken): Promise<NativePassResult>;
+  /** Which pictures a sequence looks at. Replaces what was set before, and forgets what was replayed. */
+  setPictures(sequence: number, pictures: NativePictures): Promise<void>;
+  /**
+   * One replay step of sequences whose last pass had `saliency`: appends their blocks to the stored rows.
+   *
+   * Stored rows, like visual ones, live until the last sequence is freed or the session is reset.
+   *
+   * targets: also compute the super-resolution loss (training), which needs the originals. saliency: also return it (training with
+   * targets: and keep the crops for `readReplay`).
+   */
+  replay(sequences: Int32Array, options: { targets: boolean; saliency: boolean }, token?: NativeCancelToken): Promise<NativeReplayResult>;
+  /** Appends the sequences' last hidden states to the stored rows and resolves to the first of them. */
+  keepLatents(sequences: Int32Array): Promise<number>;
+  /** Forgets the rows of sequences, but not their pictures, what was replayed and the last hidden state: for recomputing a whole prefix. */
+  restart(sequences: Int32Array): Promise<void>;
+  /** For tests: what replay number `replay` computed for its sequence `index`. Training, and targets only. */
+  readReplay(replay: number, index: number): Promise<NativeReplayDetail>;
+  routingFigures(): Promise<NativeRoutingFigures>;
   /** Adds the loss's gradients. When it fails or is cancelled the tape is gone: run the passes again. */
   loss(loss: NativeLoss, token?: NativeCancelToken): Promise<NativeLossResult>;
-  /** All passes, last first. However it ends, tape, sequences and visual rows are gone. */
-  backward(token?: NativeCancelToken): Promise<void>;
+  /**
+   * All passes and replays, last first. However it ends, tape, sequences and visual rows are gone.
+   *
+   * routerPenalty: weight of the mean squared router score of this tape in the loss.
+   */
+  backward(routerPenalty: number, token?: NativeCancelToken): Promise<void>;
   reset(): Promise<void>;
   read(what: NativeReadKind, pass: number, layer: number): Promise<{ data: Float32Array; width: number }>;
   /** Decoder rows computed since the session was made; exact once the promises before it have settled. */
@@ -134,6 +237,54 @@ export interface NativeAttentionInput {
   q: Float32Array; k: Float32Array; v: Float32Array; cuQ: Int32Array; cuK: Int32Array;
   heads: number; kvHeads: number; headDim: number; causal: boolean;
 }
+
+/** f32 memory of the device, zero at first. Jobs that use it share it, so that `dispose` takes nothing away from them. */
+export interface NativeTensor {
+  read(token?: NativeCancelToken): Promise<Float32Array>;
+  write(data: Float32Array, offset: number, token?: NativeCancelToken): Promise<void>;
+  dispose(): void;
+}
+
+export type NativeFloats = Float32Array | NativeTensor;
+
+/** Tensors, of the right size and used for nothing else, that take float results. A result named here is not part of the answer. */
+export type NativeInto<Name extends string> = Readonly<Record<Name, NativeTensor>> | undefined;
+
+/** q [Tq,H,d], k [Tk,Hkv,d]; columns [N]: key rows inside their sequence, those of sequence b at cuColumns[b] .. cuColumns[b+1]. */
+export interface NativeSaliencyInput {
+  q: NativeFloats; k: NativeFloats; cuQ: Int32Array; cuK: Int32Array; columns: Int32Array; cuColumns: Int32Array;
+  heads: number; kvHeads: number; headDim: number;
+  /** [Tq,H] as attention gives it; absent: computed for the last rows. */
+  lse?: NativeFloats;
+}
+
+export interface NativeReplayInput {
+  cuTokens: Int32Array; cuPictures: Int32Array;
+  /** [P*2] rows, columns; they fill the tokens of their sequence in order. */
+  grids: Int32Array;
+  patches: number; window: number; weights: 'mean-preserving' | 'softmax';
+  /** [N] 0 or 1. */
+  used: Uint8Array;
+}
+
+export interface NativeCrop {
+  height: number; width: number;
+  /** x1, y1, x2, y2. */
+  box: Int32Array;
+  toHeight: number; toWidth: number; patch: number; merge: number; temporal: number; mean: Float32Array; std: Float32Array;
+}
+
+export interface NativeRouteInput {
+  rule: 'threshold' | 'prefix-topk' | 'topk'; cuSeqlens: Int32Array;
+  /** Rule threshold. */
+  threshold?: number;
+  /** The other rules. */
+  alpha?: number;
+  /** Rule prefix-topk: the best scores so far of each sequence, best first. */
+  cuBest?: Int32Array; best?: Float32Array;
+}
+
+export type NativeFusion = 'interpolate' | 'plain' | 'scaled';
 
 /** Plain operations on typed arrays, for `plumbline/kernels` and for tests. All f32. */
 export interface NativeOps {
@@ -156,6 +307,20 @@ export interface NativeOps {
   linearGrad(x: Float32Array, w: Float32Array | Uint16Array, dout: Float32Array, m: number, n: number, k: number, token?: NativeCancelToken): Promise<{ dx: Float32Array; dw: Float32Array; dbias: Float32Array }>;
   resize(image: Uint8Array, height: number, width: number, toHeight: number, toWidth: number, filter: 'bilinear' | 'bicubic', token?: NativeCancelToken): Promise<Uint8Array>;
   patchRows(frames: Uint8Array, count: number, height: number, width: number, patch: number, merge: number, temporal: number, mean: Float32Array, std: Float32Array, token?: NativeCancelToken): Promise<Float32Array>;
+
+  attentionSaliency(input: NativeSaliencyInput, into?: NativeInto<'saliency'>, token?: NativeCancelToken): Promise<{ saliency: Float32Array }>;
+  attentionSaliencyGrad(input: NativeSaliencyInput, dsaliency: NativeFloats, into?: NativeInto<'dq' | 'dk'>, token?: NativeCancelToken): Promise<{ dq: Float32Array; dk: Float32Array }>;
+  coherentWindow(scores: NativeFloats, input: NativeReplayInput, into?: NativeInto<'weights'>, token?: NativeCancelToken): Promise<{ cuSelected: Int32Array; selected: Int32Array; weights: Float32Array; windows: Int32Array; used: Uint8Array }>;
+  cropPatches(image: Uint8Array, crop: NativeCrop, into?: NativeInto<'rows'>, token?: NativeCancelToken): Promise<{ rows: Float32Array; pixels: Uint8Array }>;
+  /** `order` of rule topk; `cuBest` and `best` of rule prefix-topk. */
+  routeTokens(scores: NativeFloats, input: NativeRouteInput, token?: NativeCancelToken): Promise<{ rows: Int32Array; cuRouted: Int32Array; order?: Int32Array; cuBest?: Int32Array; best?: Float32Array }>;
+  gatherRmsNorm(h: NativeFloats, rows: Int32Array, weight: NativeFloats, step: NativeFloats | null, eps: number, into?: NativeInto<'x' | 'y' | 'rstd'>, token?: NativeCancelToken): Promise<{ x: Float32Array; y: Float32Array; rstd: Float32Array }>;
+  gatherRmsNormGrad(h: NativeFloats, rows: Int32Array, weight: NativeFloats, step: NativeFloats | null, eps: number, dy: NativeFloats, into?: NativeInto<'dh' | 'dstep' | 'dweight'>, token?: NativeCancelToken): Promise<{ dh: Float32Array; dstep: Float32Array; dweight: Float32Array }>;
+  gatedScatter(h: NativeFloats, y: NativeFloats, gate: NativeFloats, rows: Int32Array, step: NativeFloats | null, fusion: NativeFusion, width: number, into?: NativeInto<'out'>, token?: NativeCancelToken): Promise<{ out: Float32Array }>;
+  /** `dstep` when there is a step. */
+  gatedScatterGrad(h: NativeFloats, y: NativeFloats, gate: NativeFloats, rows: Int32Array, step: NativeFloats | null, fusion: NativeFusion, width: number, dout: NativeFloats, into?: NativeInto<'dh' | 'dy' | 'dgate'>, token?: NativeCancelToken): Promise<{ dh: Float32Array; dy: Float32Array; dgate: Float32Array; dstep?: Float32Array }>;
+  packRagged(padded: NativeFloats, lengths: Int32Array, width: number, into?: NativeInto<'packed'>, token?: NativeCancelToken): Promise<{ packed: Float32Array }>;
+  unpackRagged(packed: NativeFloats, cuSeqlens: Int32Array, width: number, length: number, fill: number, into?: NativeInto<'padded'>, token?: NativeCancelToken): Promise<{ padded: Float32Array }>;
 }
 
 export interface NativeBuildInfo {
@@ -173,6 +338,7 @@ export interface NativeAddon {
   CancelToken: new () => NativeCancelToken;
   Model: new (spec: NativeModelSpec) => NativeModel;
   Session: new (model: NativeModel, options: NativeSessionOptions) => NativeSession;
+  Tensor: new (size: number) => NativeTensor;
   ops: NativeOps;
   buildInfo(): NativeBuildInfo;
   /** Threads of the compute pool of this environment; takes effect for the next job. */
@@ -181,7 +347,7 @@ export interface NativeAddon {
   setGemm(kind: 'auto' | 'onednn' | 'portable'): void;
   setIsa(isa: 'auto' | 'baseline' | 'avx2' | 'avx512'): void;
   /** Native objects of this environment that are not disposed, by kind. */
-  liveObjects(): { models: number; sessions: number; bytes: number };
+  liveObjects(): { models: number; sessions: number; tensors: number; bytes: number };
   /** Synthetic timing loops for `npm run bench` that Node's overhead must not enter: see bench/. */
   bench(name: string, sizes: readonly number[], repeats: number, token?: NativeCancelToken): Promise<Float64Array>;
 }

@@ -28,6 +28,10 @@ export interface DemoSize {
   /** Optimiser steps of the last stage, which has no words but the answer. */
   lastStageSteps: number;
   latentRate: number;
+  /** Image tokens replayed before each latent; a picture that has no more of them replays what is left. */
+  patches: number;
+  /** Side of the window of spatial coherence, in cells. */
+  window: number;
   /** Held-out questions. */
   questions: number;
   /** Minutes on two cores that the step counts were chosen for. */
@@ -45,7 +49,7 @@ const SMALL: DemoSize = {
   text: { hidden: 128, layers: 4, heads: 4, kvHeads: 2, intermediate: 352, mropeSection: [4, 6, 6], ropeTheta: 10 },
   vision: { depth: 2, width: 64, heads: 4, mlpWidth: 256 },
   initializerRange: 0.06, batchSize: 32, learningRate: 1.5e-3, beta2: 0.99, digitSteps: 100, warmupSteps: 450, readingShare: 0.2, explicitSteps: 1450,
-  maxSteps: 3, latentsPerStep: 1, stageSteps: 300, lastStageSteps: 900, latentRate: 1e-3, questions: 1000, minutes: 12,
+  maxSteps: 3, latentsPerStep: 1, stageSteps: 300, lastStageSteps: 900, latentRate: 1e-3, patches: 2, window: 2, questions: 1000, minutes: 20,
 };
 
 const MEDIUM: DemoSize = {
@@ -53,7 +57,7 @@ const MEDIUM: DemoSize = {
   task: { ...SMALL.task, rows: [3, 6], columns: [3, 6] },
   text: { ...SMALL.text, hidden: 256, layers: 6, heads: 8, kvHeads: 2, intermediate: 704 },
   vision: { depth: 3, width: 128, heads: 4, mlpWidth: 512 },
-  batchSize: 64, learningRate: 1e-3, digitSteps: 200, warmupSteps: 1200, explicitSteps: 5000, stageSteps: 800, lastStageSteps: 2400, questions: 2000, minutes: 180,
+  batchSize: 64, learningRate: 1e-3, digitSteps: 200, warmupSteps: 1200, explicitSteps: 5000, stageSteps: 800, lastStageSteps: 2400, patches: 4, window: 3, questions: 2000, minutes: 480,
 };
 
 const LARGE: DemoSize = {
@@ -61,7 +65,7 @@ const LARGE: DemoSize = {
   task: { ...SMALL.task, rows: [3, 10], columns: [3, 10] },
   text: { ...SMALL.text, hidden: 512, layers: 8, heads: 8, kvHeads: 2, intermediate: 1408, mropeSection: [8, 12, 12] },
   vision: { depth: 4, width: 192, heads: 6, mlpWidth: 768 },
-  learningRate: 6e-4, initializerRange: 0.03, warmupSteps: 2000, explicitSteps: 12_000, stageSteps: 2000, lastStageSteps: 6000, latentRate: 3e-4, minutes: 2000,
+  learningRate: 6e-4, initializerRange: 0.03, warmupSteps: 2000, explicitSteps: 12_000, stageSteps: 2000, lastStageSteps: 6000, latentRate: 3e-4, patches: 8, window: 3, minutes: 5300,
 };
 
 export const DEMO_SIZES: Readonly<Record<SizeName, DemoSize>> = Object.freeze({ small: SMALL, medium: MEDIUM, large: LARGE });

@@ -3,16 +3,19 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { join } from 'node:path';
 import { codeOf } from '../errors';
-import { LatentModel } from '../latentModel';
-import { runDemo, type DemoReporter } from './demo';
+import { runDemo, type DemoOptions, type DemoReporter } from './demo';
+import { runSeeds } from './demoSeeds';
 import { DEMO_SIZES, type SizeName } from './demoSizes';
-import { demoTable } from './demoTable';
+import { demoTable, summaryTable } from './demoTable';
+import { answer } from './generate';
+import { interruptSignal, STOPPED } from './interrupt';
 import { progressOn, type Progress } from './progress';
 
 interface DemoArguments {
   size: SizeName;
   out?: string;
   seed: number;
+  seeds: number;
   minutes?: number;
   resume: boolean;
   json: boolean;
@@ -22,6 +25,11 @@ function whole(text: string): number {
   const value = Number(text);
   if (!Number.isSafeInteger(value) || value < 0) throw new InvalidArgumentError('Expected a whole number of at least 0.');
   return value;
+}
+
+function count(text: string): number {
+  if (whole(text) === 0) throw new InvalidArgumentError('Expected a whole number of at least 1.');
+  return Number(text);
 }
 
 function positive(text: string): number {
@@ -50,67 +58,37 @@ function reporterOn(terminal: NodeJS.WriteStream): DemoReporter & { end(): void 
   };
 }
 
-/** Code of the reason that an interrupt gives, so that it is not taken for a defect. */
-const STOPPED = 'STOPPED';
-
-/** The first interrupt stops after writing a checkpoint; a second one ends the process as usual. */
-function interruptSignal(): AbortSignal {
-  const controller = new AbortController();
-  for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => controller.abort(Object.assign(new Error(`stopped by ${name}`), { code: STOPPED })));
-  return controller.signal;
-}
-
 async function demo(args: DemoArguments): Promise<void> {
-  const { size, seed, resume, minutes } = args;
-  const out = args.out ?? join('runs', `demo-${size}-${seed}`);
+  const { size, seed, seeds, resume, minutes, json } = args;
+  const out = args.out ?? join('runs', `demo-${size}-${seed}${seeds === 1 ? '' : `-to-${seed + seeds - 1}`}`);
   const signal = interruptSignal();
   const reporter = reporterOn(process.stderr);
+  const options: DemoOptions = { size, out, seed, resume, signal, ...(minutes === undefined ? {} : { minutes }) };
   try {
-    const result = await runDemo({ size, out, seed, resume, signal, ...(minutes === undefined ? {} : { minutes }) }, reporter);
+    const [result, text] = seeds === 1 ? shown(await runDemo(options, reporter), demoTable) : shown(await runSeeds(options, seeds, reporter), summaryTable);
     reporter.end();
-    process.stdout.write(args.json ? `${JSON.stringify(result, null, 2)}\n` : `\n${demoTable(result)}\nWritten to ${out}\n`);
+    process.stdout.write(json ? `${JSON.stringify(result, null, 2)}\n` : `\n${text}\nWritten to ${out}\n`);
   } catch (error) {
     reporter.end();
     if (!signal.aborted || error !== signal.reason) throw error;
-    process.stderr.write(`${(error as Error).message}; go on with: plumbline demo --size ${size} --seed ${seed}${minutes === undefined ? '' : ` --minutes ${minutes}`} --out ${out} --resume\n`);
+    const more = `${seeds === 1 ? '' : ` --seeds ${seeds}`}${minutes === undefined ? '' : ` --minutes ${minutes}`}`;
+    process.stderr.write(`${(error as Error).message}; go on with: plumbline demo --size ${size} --seed ${seed}${more} --out ${out} --resume\n`);
     process.exitCode = 130;
   }
 }
 
-interface GenerateArguments {
-  image: string[];
-  latents?: number;
-  temperature: number;
-  seed: number;
-  maxTokens: number;
-  json: boolean;
-}
-
-async function answer(folder: string, question: string, args: GenerateArguments): Promise<void> {
-  const signal = interruptSignal();
-  const model = await LatentModel.load(folder, { signal });
-  try {
-    const content = [...args.image.map((image) => ({ type: 'image' as const, image })), { type: 'text' as const, text: question }];
-    const options = {
-      temperature: args.temperature, seed: args.seed, maxNewTokens: args.maxTokens, signal,
-      ...(args.latents === undefined ? {} : { latentSteps: args.latents }),
-    };
-    for await (const event of model.stream({ messages: [{ role: 'user', content }] }, options)) {
-      if (args.json && event.type === 'end') process.stdout.write(`${JSON.stringify(event.result)}\n`);
-      if (!args.json && event.type !== 'latent') process.stdout.write(event.type === 'end' ? `${event.text}\n` : event.text);
-    }
-  } finally {
-    model.dispose();
-  }
+function shown<T>(result: T, table: (result: T) => string): [T, string] {
+  return [result, table(result)];
 }
 
 export function program(): Command {
   const command = new Command('plumbline').description('Train and run vision-language models that reason in latents instead of words.');
   command.command('demo')
-    .description('train a small model from scratch on pictures of handwritten digits and compare words, no reasoning and latents')
+    .description('train a small model from scratch on pictures of handwritten digits and compare words, no reasoning, and latents with and without replay and routing')
     .addOption(new Option('--size <name>', 'how much to train').choices(Object.keys(DEMO_SIZES)).default('small'))
     .option('--out <folder>', 'run folder (default: runs/demo-<size>-<seed>)')
     .option('--seed <number>', 'of weights, data and order', whole, 0)
+    .option('--seeds <number>', 'runs with so many seeds, from --seed on, and their mean and standard deviation', count, 1)
     .option('--minutes <number>', 'stretch or shrink the step counts to about this long on two cores', positive)
     .option('--resume', 'go on with a run folder', false)
     .option('--json', 'print the result as JSON', false)
@@ -124,6 +102,11 @@ export function program(): Command {
     .option('--temperature <number>', '0 takes the likeliest word', Number, 0)
     .option('--seed <number>', 'of sampled words', whole, 0)
     .option('--max-tokens <number>', 'words at most', whole, 256)
+    .option('--evidence <file>', 'write what was looked at and which rows went deeper, as JSON')
+    .option('--gaze <file>', 'draw what was looked at in the first picture, as PNG')
+    .option('--no-replay', 'do not look again at the picture, whatever the checkpoint says')
+    .option('--no-routing', 'no second pass through any layer, whatever the checkpoint says')
+    .option('--recompute', 'run the whole sequence again at every step: slow, and the only way for a preset that looks ahead', false)
     .option('--json', 'print ids, text and steps as JSON', false)
     .action(answer);
   return command;

@@ -4,6 +4,7 @@ import type { Sharp } from 'sharp';
 import { array, integer, object, typedArray } from '../check';
 import { fail } from '../errors';
 import { loadSharp, type RgbImage } from '../model/image';
+import { xmlText } from '../xml';
 import type { DigitGridSample } from './digitGrid';
 
 /** Writes a picture as a PNG file; its folder is made if missing. */
@@ -43,7 +44,7 @@ export async function writeContactSheet(samples: readonly DigitGridSample[], pat
   const texts = captions.flatMap((lines, i) => lines.map((line, row) => {
     const y = places[i]!.top + pictureHeight + (row + 1) * LINE_HEIGHT;
     const weight = row === 0 || row === lines.length - 1 ? 'bold' : 'normal';
-    return `<text x="${places[i]!.left}" y="${y}" font-weight="${weight}">${escapeXml(line)}</text>`;
+    return `<text x="${places[i]!.left}" y="${y}" font-weight="${weight}">${xmlText(line)}</text>`;
   }));
   const svg = `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" font-family="sans-serif" font-size="12">${texts.join('')}</svg>`;
   const pictures = samples.map(({ picture }, i) => ({
@@ -60,8 +61,4 @@ function rgb(picture: RgbImage): Sharp {
   for (const side of ['width', 'height'] as const) integer('png', side, picture[side], 1, 65535);
   typedArray('png', 'pixels', pixels, 'Uint8Array', width * height * 3, 'width*height*3');
   return loadSharp()(pixels, { raw: { width, height, channels: 3 } });
-}
-
-function escapeXml(text: string): string {
-  return text.replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;');
 }

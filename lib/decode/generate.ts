@@ -1,54 +1,16 @@
 /** Generation: prompts in, words out, with or without latent steps before the words. Ragged batches throughout. */
 import { abortable } from '../abort';
-import * as check from '../check';
-import { fail, guarded } from '../errors';
-import type { ModelGeometry } from '../model/config';
-import { MAX_LATENTS } from '../model/record';
-import type { NativeSession } from '../native';
-import {
-  appendLatent, appendPrompt, appendWords, checkPrompt, closeSequence, finishPass, packPictures, startPass, wantLogits,
-  type ModelView, type PromptInput, type SequenceCursor,
-} from '../train/batch';
+import { guarded } from '../errors';
+import { appendPrompt, appendWords, finishPass, packPictures, picturesToReplay, sendRows, startPass, wantLogits } from '../model/passes';
+import { routes } from '../model/preset';
+import { latentStep, openReasoning, restartSent, type ModelView, type StepReplay } from '../model/reasoning';
+import type { NativePassResult, NativeSession } from '../native';
 import { mix, uniform } from '../random';
-import { checkSampling, DEFAULT_SAMPLING, sampleToken, type SamplingOptions } from './sampling';
-import { textStream, type TextStream } from './text';
+import { addRouting, latentEvidence, nearWords, type Evidence, type LatentEvidence } from './evidence';
+import { checkedOptions, prepareAll, type Active, type CheckedOptions, type GenerateOptions, type GenerateRequest, type GenerativeModel } from './requests';
+import { sampleToken } from './sampling';
 
-/** A model that can generate. Without `decodeText`, results have ids only; without `encodeMessages`, requests give `promptIds`. */
-export interface GenerativeModel<Messages = unknown> extends ModelView {
-  /** Ids that end a sequence. */
-  readonly endIds: readonly number[];
-  decodeText?(ids: readonly number[]): string;
-  encodeMessages?(messages: Messages): Promise<PromptInput>;
-}
-
-/** One request: either token ids with their pictures, or messages for the model's processor. */
-export interface GenerateRequest<Messages = unknown> extends Partial<PromptInput> {
-  messages?: Messages;
-  /** Instead of the options' values, for this request only. */
-  latentSteps?: number;
-  maxNewTokens?: number;
-  seed?: number;
-}
-
-export interface GenerateOptions extends SamplingOptions {
-  /** Latent steps before the first word; 0 = explicit words only. */
-  latentSteps: number;
-  /** Words at most, the end token included. */
-  maxNewTokens: number;
-  /** Of the sampled tokens. Requests of the same seed draw the same numbers, whatever they are batched with. */
-  seed: number;
-  /** Generation ends before the first of these strings (needs a tokenizer). */
-  stop: readonly string[];
-  /** Token ids that end generation, instead of the model's end ids. */
-  stopIds?: readonly number[];
-  /** Requests that share a batch at most; further requests wait. */
-  batchSize: number;
-  signal?: AbortSignal;
-}
-
-export const DEFAULT_GENERATION: GenerateOptions = Object.freeze({
-  ...DEFAULT_SAMPLING, latentSteps: 0, maxNewTokens: 256, seed: 0, stop: Object.freeze([]), batchSize: 32,
-});
+export { DEFAULT_GENERATION, type GenerateOptions, type GenerateRequest, type GenerativeModel } from './requests';
 
 /** 'end': an end token was generated; 'stop': a stop string; 'length': `maxNewTokens` was reached. */
 export type FinishReason = 'end' | 'stop' | 'length';
@@ -62,17 +24,16 @@ export interface GenerateResult {
   latentSteps: number;
   /** Autoregressive steps: latent steps + generated tokens, the end token included. */
   arSteps: number;
-  /** Rows that went through the decoder for this request: prompt, latents, words that were fed back. */
+  /** Rows that went through the decoder for this request: prompt, replayed tokens, latents, words that were fed back; recomputed ones again. */
   tokenForwards: number;
+  /** With the option `evidence`. */
+  evidence?: Evidence;
 }
 
 export type GenerateEvent =
-  | { type: 'latent'; step: number }
+  | { type: 'latent'; step: number; evidence?: LatentEvidence }
   | { type: 'token'; id: number; text: string }
   | { type: 'end'; text: string; result: GenerateResult };
-
-const REQUEST_FIELDS: readonly (keyof GenerateRequest)[] = ['promptIds', 'pictures', 'messages', 'latentSteps', 'maxNewTokens', 'seed'];
-const OPTION_FIELDS = [...Object.keys(DEFAULT_GENERATION), 'stopIds', 'signal'];
 
 /**
  * Generates for several requests in ragged batches.
@@ -86,7 +47,7 @@ export async function generate<M>(model: GenerativeModel<M>, requests: readonly 
   const prepared = await prepareAll('generate', model, requests, checked);
   const results = new Array<GenerateResult>(prepared.length);
   for (let first = 0; first < prepared.length; first += checked.batchSize) {
-    for await (const { request, event } of decodeBatch(model, prepared.slice(first, first + checked.batchSize), checked)) {
+    for await (const { request, event } of decodeBatch('generate', model, prepared.slice(first, first + checked.batchSize), checked)) {
       if (event.type === 'end') results[first + request] = event.result;
     }
   }
@@ -102,130 +63,86 @@ export async function generate<M>(model: GenerativeModel<M>, requests: readonly 
 export async function* stream<M>(model: GenerativeModel<M>, request: GenerateRequest<M>, options: Partial<GenerateOptions> = {}): AsyncGenerator<GenerateEvent, void, void> {
   const checked = checkedOptions('stream', model, options);
   const prepared = await prepareAll('stream', model, [request], checked);
-  for await (const { event } of decodeBatch(model, prepared, checked)) yield event;
+  for await (const { event } of decodeBatch('stream', model, prepared, checked)) yield event;
 }
 
-interface CheckedOptions extends GenerateOptions {
-  endIds: ReadonlySet<number>;
-}
-
-/** A request on its way. */
-interface Active {
-  /** Place in the batch. */
-  request: number;
-  prompt: PromptInput;
-  cursor: SequenceCursor;
-  latentSteps: number;
-  latentsDone: number;
-  maxNewTokens: number;
-  seed: number;
-  ids: number[];
-  /** For the repetition penalty. */
-  seen: Set<number>;
-  text: TextStream | undefined;
-}
-
-function checkedOptions(op: string, model: GenerativeModel<never>, options: Partial<GenerateOptions>): CheckedOptions {
-  check.object(op, 'model', model);
-  check.options(op, options, OPTION_FIELDS);
-  const full = { ...DEFAULT_GENERATION, ...options };
-  checkSampling(op, full);
-  check.integer(op, 'latentSteps', full.latentSteps, 0, MAX_LATENTS);
-  check.integer(op, 'maxNewTokens', full.maxNewTokens, 1);
-  check.integer(op, 'seed', full.seed, 0);
-  check.integer(op, 'batchSize', full.batchSize, 1);
-  check.signal(op, full.signal);
-  if (!Array.isArray(full.stop)) fail('ERR_ARGUMENT', op, `Expected stop to be an array of strings but received ${check.show(full.stop)}`);
-  for (const stop of full.stop) {
-    if (check.string(op, 'stop string', stop) === '') fail('ERR_ARGUMENT', op, 'Expected stop strings not to be empty but received ""');
+/** Pictures encoded, sequences added with their prompts appended, and told what to look at. */
+async function startBatch(session: NativeSession, batch: readonly Active[], model: ModelView, { preset, signal }: CheckedOptions): Promise<void> {
+  let visual = await encodePictures(session, batch, signal);
+  for (const active of batch) {
+    const { cursor, prompt, images } = active;
+    cursor.id = guarded(() => session.add());
+    visual += appendPrompt(cursor, prompt, model.geometry, preset.positions, visual);
+    if (images.length > 0) await abortable(undefined, () => session.setPictures(cursor.id, picturesToReplay(images, cursor, preset, false)));
   }
-  if (full.stop.length > 0 && model.decodeText === undefined) {
-    fail('ERR_UNSUPPORTED', op, 'Expected a model with a tokenizer for stop strings but received one without; use stopIds');
-  }
-  const endIds = full.stopIds ?? model.endIds;
-  check.array(op, 'stopIds', endIds);
-  for (const id of endIds) check.integer(op, 'stop id', id, 0, model.geometry.vocab - 1);
-  return { ...full, endIds: new Set(endIds) };
 }
 
-async function prepareAll<M>(op: string, model: GenerativeModel<M>, requests: readonly GenerateRequest<M>[], options: CheckedOptions): Promise<Active[]> {
-  check.array(op, 'requests', requests);
-  const prepared: Active[] = [];
-  for (const [number, request] of requests.entries()) {
-    options.signal?.throwIfAborted();
-    prepared.push(await prepare(op, model, request, number, options));
+/** Appends what each request computes next: a replay block and a latent, or the word generated last. Returns what the latents looked at. */
+async function appendNext(session: NativeSession, rest: readonly Active[], { preset, form, evidence, signal }: CheckedOptions): Promise<Map<Active, LatentEvidence | undefined>> {
+  const begun = rest.filter(({ cursor }) => cursor.sent > 0);
+  const thinking = begun.filter(({ latentsDone, latentSteps }) => latentsDone < latentSteps);
+  const replay = thinking.length === 0 ? undefined
+    : await abortable(signal, (token) => latentStep(session, thinking, { form, preset, targets: false, saliency: evidence, token }));
+  const seen = new Map(thinking.map((active) => [active, active.evidence && recordStep(active, active.evidence, replay)]));
+  for (const active of begun) {
+    if (seen.has(active)) active.latentsDone++;
+    else appendWords(active.cursor, active.ids.slice(-1));
   }
-  return prepared;
+  return seen;
 }
 
-async function prepare<M>(op: string, model: GenerativeModel<M>, request: GenerateRequest<M>, number: number, options: CheckedOptions): Promise<Active> {
-  const what = `request ${number}`;
-  check.object(op, what, request);
-  check.options(op, request, REQUEST_FIELDS);
-  const latentSteps = check.integer(op, `latentSteps of ${what}`, request.latentSteps ?? options.latentSteps, 0, MAX_LATENTS);
-  const maxNewTokens = check.integer(op, `maxNewTokens of ${what}`, request.maxNewTokens ?? options.maxNewTokens, 1);
-  const seed = check.integer(op, `seed of ${what}`, request.seed ?? options.seed, 0);
-  const prompt = await promptOf(op, model, request, what);
-  checkPrompt(op, what, prompt, model.geometry);
-  return {
-    request: number % options.batchSize, prompt, cursor: { id: -1, length: 0, delta: 0 }, latentSteps, latentsDone: 0, maxNewTokens, seed,
-    ids: [], seen: options.repetitionPenalty === 1 ? new Set() : new Set(Array.from(prompt.promptIds)),
-    text: model.decodeText === undefined ? undefined : textStream((ids) => model.decodeText?.(ids) ?? '', options.stop),
-  };
+function recordStep(active: Active, evidence: Evidence, replay: StepReplay<Active> | undefined): LatentEvidence {
+  const place = replay?.reasoners.indexOf(active) ?? -1;
+  const before = replay?.reasoners.slice(0, Math.max(place, 0)) ?? [];
+  const saliencyStart = before.reduce((sum, { images }) => sum + images.reduce((tokens, { columns }) => tokens + columns.length, 0), 0);
+  const step = latentEvidence(evidence, active.latentsDone + 1, active.words, replay === undefined || place < 0 ? undefined : { result: replay.result, place, saliencyStart });
+  evidence.steps.push(step);
+  return step;
 }
 
-async function promptOf<M>(op: string, model: GenerativeModel<M>, request: GenerateRequest<M>, what: string): Promise<PromptInput> {
-  if ((request.messages === undefined) === (request.promptIds === undefined)) {
-    fail('ERR_ARGUMENT', op, `Expected exactly one of messages and promptIds in ${what} but received ${request.messages === undefined ? 'neither' : 'both'}`);
+/** Runs what was appended. Logits come for requests that choose a word next, and for the evidence of latents. */
+async function runPass(session: NativeSession, rest: readonly Active[], { preset, form, evidence, signal }: CheckedOptions, vocab: number): Promise<Map<Active, Float32Array>> {
+  await abortable(undefined, () => restartSent(session, rest.map(({ cursor }) => cursor), form));
+  const pass = startPass();
+  const places: { active: Active; start: number; end: number; first: number }[] = [];
+  const answering: Active[] = [];
+  for (const active of rest) {
+    const isThinking = active.latentsDone < active.latentSteps;
+    const start = pass.kind.length;
+    const first = sendRows(pass, active.cursor, form, isThinking && active.images.length > 0);
+    places.push({ active, start, end: pass.kind.length, first });
+    if (isThinking && !evidence) continue;
+    wantLogits(pass);
+    answering.push(active);
   }
-  if (request.promptIds !== undefined) return { promptIds: request.promptIds, pictures: request.pictures ?? [] };
-  if (model.encodeMessages === undefined) {
-    fail('ERR_UNSUPPORTED', op, `Expected a model with a processor for the messages of ${what} but received one without; give promptIds`);
-  }
-  return model.encodeMessages(request.messages as M);
+  const result: NativePassResult = await abortable(signal, (token) => session.extend({ ...finishPass(pass), ...(evidence && routes(preset) ? { traceRouting: true } : {}) }, token));
+  for (const { active, ...rows } of places) if (active.evidence) addRouting(active.evidence, result.routing ?? [], { ...rows, replaces: form === 'recompute' });
+  return new Map(answering.map((active, n) => [active, result.logits.subarray(n * vocab, (n + 1) * vocab)]));
 }
 
-/** The rows of one request in the next pass: its prompt, then latent steps, then the word generated last. */
-function appendNext(pass: ReturnType<typeof startPass>, active: Active, geometry: ModelGeometry, visual: number): number {
-  let used = 0;
-  if (active.cursor.length === 0) {
-    used = appendPrompt(pass, active.cursor, active.prompt, geometry, visual);
-  } else if (active.latentsDone < active.latentSteps) {
-    appendLatent(pass, active.cursor);
-    active.latentsDone++;
-  } else {
-    appendWords(pass, active.cursor, active.ids.slice(-1));
-  }
-  if (active.latentsDone === active.latentSteps) wantLogits(pass);
-  closeSequence(pass, active.cursor);
-  return used;
-}
-
-async function* decodeBatch(model: GenerativeModel<never>, batch: readonly Active[], options: CheckedOptions): AsyncGenerator<{ request: number; event: GenerateEvent }, void, void> {
+async function* decodeBatch(op: string, model: GenerativeModel<never>, batch: readonly Active[], options: CheckedOptions): AsyncGenerator<{ request: number; event: GenerateEvent }, void, void> {
   if (batch.length === 0) return;
-  const { signal } = options;
-  signal?.throwIfAborted();
-  const session = model.openSession({ training: false, recompute: false, detachLatents: false, visionGradient: false });
+  options.signal?.throwIfAborted();
+  const session = openReasoning(op, model, options.preset, { training: false, recompute: false, visionGradient: false });
   try {
-    let visual = await encodePictures(session, batch, signal);
-    for (const active of batch) active.cursor.id = guarded(() => session.add());
+    await startBatch(session, batch, model, options);
     for (let rest = [...batch]; rest.length > 0; ) {
-      const pass = startPass();
-      const latentsBefore = rest.map((active) => active.latentsDone);
-      for (const active of rest) visual += appendNext(pass, active, model.geometry, visual);
-      const { logits } = await abortable(signal, (token) => session.extend(finishPass(pass), token));
+      const thought = await appendNext(session, rest, options);
+      const logits = await runPass(session, rest, options, model.geometry.vocab);
       const left: Active[] = [];
-      let row = 0;
-      for (const [n, active] of rest.entries()) {
+      for (const active of rest) {
         const { request } = active;
-        if (active.latentsDone > (latentsBefore[n] as number)) yield { request, event: { type: 'latent', step: active.latentsDone } };
+        if (thought.has(active)) {
+          const evidence = thought.get(active);
+          yield { request, event: { type: 'latent', step: active.latentsDone, ...(evidence ? { evidence } : {}) } };
+        }
+        const scores = logits.get(active);
         if (active.latentsDone < active.latentSteps) {
+          if (scores !== undefined) active.words = nearWords(scores, model.decodeText);
           left.push(active);
           continue;
         }
-        const { vocab } = model.geometry;
-        const { token, end } = step(active, logits.subarray(row * vocab, (row + 1) * vocab), options);
-        row++;
+        const { token, end } = step(active, scores!, options);
         yield { request, event: token };
         if (end === undefined) {
           left.push(active);
@@ -265,7 +182,8 @@ function step(active: Active, logits: Float32Array, options: CheckedOptions): { 
       type: 'end', text: rest?.text ?? '',
       result: {
         ids, ...(active.text ? { text: active.text.text() } : {}), finishReason: reason, latentSteps: active.latentSteps,
-        arSteps: active.latentSteps + ids.length, tokenForwards: active.cursor.length,
+        arSteps: active.latentSteps + ids.length, tokenForwards: active.cursor.forwards,
+        ...(active.evidence ? { evidence: active.evidence } : {}),
       },
     },
   };

@@ -1,7 +1,7 @@
 /** Accuracy of generated answers on questions with known answers, with what the answers cost. */
 import * as check from '../check';
 import { generate, type GenerateOptions, type GenerateResult, type GenerativeModel } from '../decode/generate';
-import type { PromptInput } from '../train/batch';
+import type { PromptInput } from '../model/passes';
 import { wilson, type Share } from './interval';
 
 /** A question and how its answer is judged. */

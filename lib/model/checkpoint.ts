@@ -7,10 +7,12 @@ import * as check from '../check';
 import { fail } from '../errors';
 import type { NativeFileTensor, StorageDType } from '../native';
 import { parseConfig, withVocab, type ModelConfig } from './config';
+import { checkExtraShapes, extraShapes, readExtras, type FileExtras } from './extras';
 import { exists, readJson, readText } from './files';
 import { parseImageSettings, type ImageSettings } from './imageSettings';
 import { isObject, own } from './jsonReader';
 import { EMBEDDING, parameterShapes, sizeOf } from './parameterShapes';
+import { makePreset, type PresetChanges, type PresetName } from './preset';
 import { parseGeneration, parseRecord, type GenerationDefaults, type LatentRecord } from './record';
 import { readHeader, type TensorEntry } from './safetensors';
 
@@ -34,6 +36,8 @@ export interface Checkpoint {
   readonly files: readonly { readonly path: string; readonly tensors: readonly NativeFileTensor[] }[];
   /** Tensors of the files that a model does not have by itself: a copy of the tied head, rotary tables. */
   readonly ignored: readonly string[];
+  /** Tensors beside the backbone, those too that the preset does not need. */
+  readonly extras: FileExtras;
 }
 
 const SINGLE = 'model.safetensors';
@@ -49,9 +53,11 @@ interface Found {
 /**
  * @param directory holds config.json and model.safetensors (or shards and their index); tokenizer, template and preprocessing
  *   files are taken where present.
- * @throws {LibError} `ERR_CHECKPOINT` naming the file and the tensor or key, `ERR_UNSUPPORTED` for other kinds of model.
+ * @param preset a name, or changes of the recorded preset; the checkpoint's record says the outcome.
+ * @throws {LibError} `ERR_CHECKPOINT` naming the file and the tensor or key, `ERR_UNSUPPORTED` for other kinds of model,
+ *   `ERR_ARGUMENT` and `ERR_RANGE` for the preset.
  */
-export async function openCheckpoint(directory: string): Promise<Checkpoint> {
+export async function openCheckpoint(directory: string, preset: PresetName | PresetChanges = {}): Promise<Checkpoint> {
   check.string('load', 'directory', directory);
   const rawConfig = await readJson(join(directory, 'config.json'));
   if (rawConfig === undefined) return fail('ERR_CHECKPOINT', 'load', `Expected config.json in ${directory} but received no such file. Give the directory of a Hugging Face checkpoint.`);
@@ -59,11 +65,20 @@ export async function openCheckpoint(directory: string): Promise<Checkpoint> {
   const found = await findTensors(directory);
   const config = withVocab(stated, tableRows(found, stated));
   const { files, ignored, dtype } = matchParameters(found, config);
+  const { layers, hidden } = config.text;
+  const recorded = parseRecord(await readJson(join(directory, 'plumbline.json')), layers);
+  const record = Object.freeze({ ...recorded, preset: makePreset(preset, layers, recorded.preset) });
+  const extras = await readExtras(directory);
+  const held = new Set(extras.tensors.map(({ name }) => name));
+  const lost = extraShapes(recorded.preset, hidden).find(({ name }) => !held.has(name));
+  if (lost !== undefined) {
+    fail('ERR_CHECKPOINT', 'load', `Expected tensor '${lost.name}' in ${extras.path}, as the switches in plumbline.json need, but received a checkpoint without it. Restore the file: without it the model has lost what it learned beside its backbone.`);
+  }
+  checkExtraShapes(extras, extraShapes(record.preset, hidden), `the preset and hidden_size = ${hidden} say`, 'The files belong to different models.');
   return Object.freeze({
-    directory, config, files, ignored, dtype,
+    directory, config, files, ignored, dtype, record, extras,
     images: parseImageSettings(await readPreprocessing(directory), config.vision),
     generation: parseGeneration(await readJson(join(directory, 'generation_config.json')), config.source),
-    record: parseRecord(await readJson(join(directory, 'plumbline.json'))),
     companions: await readCompanions(directory),
   });
 }

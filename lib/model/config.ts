@@ -6,7 +6,7 @@
  */
 import * as check from '../check';
 import { fail } from '../errors';
-import type { NativeModelSpec, NativeTextSpec, NativeVisionSpec, StorageDType } from '../native';
+import type { NativeExtraSpec, NativeModelSpec, NativeTextSpec, NativeVisionSpec, StorageDType } from '../native';
 import type { ImageSettings } from './imageSettings';
 import { JsonReader, isObject, own, type JsonObject } from './jsonReader';
 import type { PositionGeometry } from './positions';
@@ -35,6 +35,9 @@ export interface ModelConfig {
 /** What packing rows needs to know of a model. */
 export interface ModelGeometry extends PositionGeometry {
   readonly vocab: number;
+  /** Width and number of the decoder's layers. */
+  readonly hidden: number;
+  readonly layers: number;
   readonly patch: number;
   readonly temporal: number;
 }
@@ -200,13 +203,13 @@ export function configJson(config: ModelConfig, dtype: StorageDType): Record<str
 }
 
 /** Dimensions for the addon. */
-export function toNativeSpec(config: ModelConfig, images: ImageSettings, dtype: StorageDType): NativeModelSpec {
-  return { text: config.text, vision: { ...config.vision, imageMean: images.mean, imageStd: images.std }, dtype };
+export function toNativeSpec(config: ModelConfig, images: ImageSettings, dtype: StorageDType, extras: readonly NativeExtraSpec[] = []): NativeModelSpec {
+  return { text: config.text, vision: { ...config.vision, imageMean: images.mean, imageStd: images.std }, dtype, extras };
 }
 
 export function modelGeometry(config: ModelConfig): ModelGeometry {
   const { patch, merge, temporal } = config.vision;
-  return Object.freeze({ vocab: config.text.vocab, imageToken: config.tokens.image, videoToken: config.tokens.video, patch, merge, temporal });
+  return Object.freeze({ vocab: config.text.vocab, hidden: config.text.hidden, layers: config.text.layers, imageToken: config.tokens.image, videoToken: config.tokens.video, patch, merge, temporal });
 }
 
 /** The same config with the number of rows that the embedding table really has. */

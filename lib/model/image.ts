@@ -29,6 +29,8 @@ export interface RgbImage {
 export interface Picture extends RgbImage {
   /** 1 for an image. */
   frames: number;
+  /** The decoded picture before it was resized, which visual replay cuts its crops from; shared, not a copy. */
+  original?: RgbImage;
 }
 
 export interface ImageLimits {

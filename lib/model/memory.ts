@@ -3,7 +3,7 @@ import { availableMemory as processAvailable } from 'node:process';
 import { freemem } from 'node:os';
 import * as check from '../check';
 import { fail } from '../errors';
-import type { NativeModel, StorageDType } from '../native';
+import type { NativeExtraSpec, NativeModel, StorageDType } from '../native';
 import type { ModelConfig } from './config';
 import { parameterShapes, sizeOf } from './parameterShapes';
 
@@ -12,26 +12,28 @@ export interface MemoryEstimate {
   parameters: number;
   /** Bytes of the weights: matrices in the storage type, vectors always in f32. */
   weightBytes: number;
-  /** Bytes that training adds: gradients, two moments, and f32 masters of bf16 matrices. */
+  /** Bytes that training adds: gradients, two moments, and the f32 masters of a bf16 model, which the addon reserves for every parameter. */
   trainingBytes: number;
   /** Largest tensor in f32: the staging buffer while a file is read. */
   stagingBytes: number;
 }
 
-export function estimateMemory(config: ModelConfig, dtype: StorageDType): MemoryEstimate {
+/** @param extras parameters beside the backbone: `extraShapes` of a preset (default: none). */
+export function estimateMemory(config: ModelConfig, dtype: StorageDType, extras: readonly NativeExtraSpec[] = []): MemoryEstimate {
   check.object('memory', 'config', config);
   for (const part of ['text', 'vision'] as const) check.object('memory', `config.${part}`, config[part]);
+  check.array('memory', 'extras', extras).forEach((extra, i) => check.array('memory', `shape of extra ${i}`, (extra as NativeExtraSpec | undefined)?.shape));
   let parameters = 0;
   let matrices = 0;
   let largest = 0;
-  for (const { shape, role } of parameterShapes(config)) {
+  for (const { shape, role } of [...parameterShapes(config), ...extras.map(({ shape }) => ({ shape, role: 'extra' }))]) {
     const size = sizeOf(shape);
     parameters += size;
     largest = Math.max(largest, size);
     if (role === 'matrix') matrices += size;
   }
   const narrow = dtype === 'bf16' ? 2 * matrices : 0;
-  return { parameters, weightBytes: 4 * parameters - narrow, trainingBytes: 12 * parameters + 2 * narrow, stagingBytes: 4 * largest };
+  return { parameters, weightBytes: 4 * parameters - narrow, trainingBytes: (dtype === 'bf16' ? 16 : 12) * parameters, stagingBytes: 4 * largest };
 }
 
 /** Bytes that this process can still take: free memory of the machine, or of its control group where that is less. */
@@ -45,8 +47,8 @@ export function availableMemory(): number {
  * @param limit bytes that may be taken; default: what is available now. `Infinity` switches the check off.
  * @throws {LibError} `ERR_OUT_OF_MEMORY` with both figures and what can be done.
  */
-export function requireMemory(op: string, what: string, config: ModelConfig, dtype: StorageDType, limit: number = availableMemory()): MemoryEstimate {
-  const estimate = estimateMemory(config, dtype);
+export function requireMemory(op: string, what: string, config: ModelConfig, dtype: StorageDType, extras: readonly NativeExtraSpec[], limit: number = availableMemory()): MemoryEstimate {
+  const estimate = estimateMemory(config, dtype, extras);
   const needed = estimate.weightBytes + estimate.stagingBytes;
   if (needed > limit) {
     const smaller = dtype === 'f32' ? `load it with dtype 'bf16', ` : '';

@@ -14,6 +14,11 @@ export function parameterShapes(config: ModelConfig): ParameterShape[] {
   return [...decoderShapes(config.text), ...visionShapes(config.vision)];
 }
 
+/** Whether a parameter's name is one of the backbone; the others are extras. */
+export function isBackbone(name: string): boolean {
+  return /^(model|visual|lm_head)\./.test(name);
+}
+
 /** Elements of a shape. */
 export function sizeOf(shape: readonly number[]): number {
   return shape.reduce((product, n) => product * n, 1);

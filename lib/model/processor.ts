@@ -54,7 +54,7 @@ export interface Processor {
   encode(messages: readonly Message[], options?: EncodeOptions): Promise<EncodedPrompt>;
   /** Text of generated ids, special tokens left out. */
   decode(ids: readonly number[]): string;
-  /** One picture at the size that the vision tower takes. */
+  /** One picture at the size that the vision tower takes, with its original. */
   preparePicture(source: ImageSource, options?: ProcessorOptions): Promise<Picture>;
 }
 
@@ -78,7 +78,7 @@ export function makeProcessor(config: ModelConfig, images: ImageSettings, compan
     const { bounds, maxInputPixels, signal } = pictureOptions(options, images, config);
     const image = await decodeImage(source, { maxInputPixels, signal });
     const { pixels, height, width } = await resizeImage(image, smartResize(image.height, image.width, bounds), signal);
-    return { pixels, frames: 1, height, width };
+    return { pixels, frames: 1, height, width, original: image };
   };
 
   const encode = async (messages: readonly Message[], options: EncodeOptions = {}): Promise<EncodedPrompt> => {

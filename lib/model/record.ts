@@ -1,11 +1,12 @@
 /** plumbline.json and generation_config.json: how a checkpoint reasons, and how it decodes when nobody says otherwise. */
 import { fail } from '../errors';
 import { JsonReader, isObject, own, type JsonObject } from './jsonReader';
+import { parsePreset, PLAIN, presetJson, type Preset } from './preset';
 
-/** plumbline.json, format 1. A checkpoint without one is a plain vision-language model: no latent steps. */
+/** plumbline.json. A checkpoint without one is a plain vision-language model: no latent steps, no replay, no routing. */
 export interface LatentRecord {
-  /** Which set of switches the checkpoint was trained with ('default'). */
-  readonly preset: string;
+  /** The switches that the checkpoint was trained with. Format 1 had none: `PLAIN`. */
+  readonly preset: Preset;
   /** Latent steps before the words. */
   readonly latentSteps: number;
   /** Ids of `<|latent|>`, `<|start-latent|>`, `<|end-latent|>` where the vocabulary has them. */
@@ -17,27 +18,35 @@ export interface LatentRecord {
 }
 
 const TOKEN_KEYS = { latentToken: 'latentTokenId', startLatentToken: 'startLatentTokenId', endLatentToken: 'endLatentTokenId' } as const;
+const FORMAT = 2;
 /** More is a mistake: each latent is a pass through the model, and a row of its cache. */
 export const MAX_LATENTS = 65536;
 
-export function parseRecord(raw: unknown): LatentRecord {
-  if (raw === undefined) return Object.freeze({ preset: 'default', latentSteps: 0, source: Object.freeze({}) });
+/**
+ * @param layers decoder layers of the model.
+ * @throws {LibError} `ERR_CHECKPOINT` naming the key, `ERR_UNSUPPORTED` for files of later versions.
+ */
+export function parseRecord(raw: unknown, layers: number): LatentRecord {
+  if (raw === undefined) return Object.freeze({ preset: PLAIN, latentSteps: 0, source: Object.freeze({}) });
   if (!isObject(raw)) return fail('ERR_CHECKPOINT', 'load', 'Expected plumbline.json to hold an object. The file is damaged: save the checkpoint again.');
   const file: JsonReader = new JsonReader('load', 'plumbline.json', raw);
-  if (file.raw('format') !== 1) file.unsupported('format', 'this version reads format 1; update plumbline');
+  const format = file.raw('format');
+  if (format !== 1 && format !== FORMAT) file.unsupported('format', 'this version reads formats 1 and 2; update plumbline');
+  const name = file.text('preset', 'default');
+  if (format === 1 && file.has('switches')) file.wrong('format', 'that of a file with switches, 2', 'Save the checkpoint again.');
+  const preset = format === FORMAT ? parsePreset(name, file.raw('switches'), layers) : PLAIN;
   const ids: { -readonly [K in keyof typeof TOKEN_KEYS]?: number } = {};
-  for (const [name, key] of Object.entries(TOKEN_KEYS) as [keyof typeof TOKEN_KEYS, string][]) {
-    if (file.has(key)) ids[name] = file.integer(key, undefined, 0, 2 ** 31 - 1);
+  for (const [id, key] of Object.entries(TOKEN_KEYS) as [keyof typeof TOKEN_KEYS, string][]) {
+    if (file.has(key)) ids[id] = file.integer(key, undefined, 0, 2 ** 31 - 1);
   }
-  return Object.freeze({ preset: file.text('preset', 'default'), latentSteps: file.integer('latentSteps', 0, 0, MAX_LATENTS), ...ids, source: raw });
+  return Object.freeze({ preset, latentSteps: file.integer('latentSteps', 0, 0, MAX_LATENTS), ...ids, source: raw });
 }
 
-export function recordJson(record: LatentRecord): Record<string, unknown> {
-  const ids = Object.entries(TOKEN_KEYS).flatMap(([name, key]) => {
-    const id = record[name as keyof typeof TOKEN_KEYS];
-    return id === undefined ? [] : [[key, id]];
-  });
-  return { format: 1, ...record.source, preset: record.preset, latentSteps: record.latentSteps, ...Object.fromEntries(ids) as object };
+/** plumbline.json, format 2. */
+export function recordJson({ preset, latentSteps, source, ...ids }: LatentRecord): Record<string, unknown> {
+  const { format: _, ...kept } = source;
+  const tokens = Object.fromEntries(Object.entries(ids).map(([name, id]) => [TOKEN_KEYS[name as keyof typeof TOKEN_KEYS], id]));
+  return { format: FORMAT, ...kept, preset: preset.name, latentSteps, ...tokens, switches: presetJson(preset) };
 }
 
 /** What generation_config.json says, with transformers' defaults. */

@@ -1,20 +1,21 @@
 /** Weights between files and the addon: load, initialise, save. */
-import { copyFile, mkdir, realpath, rm } from 'node:fs/promises';
+import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { abortable } from '../abort';
 import { fail, guarded } from '../errors';
-import { native, type NativeModel, type NativeParameterInfo, type StorageDType } from '../native';
+import { native, type NativeExtraSpec, type NativeModel, type NativeParameterInfo, type StorageDType } from '../native';
 import type { Checkpoint, CompanionFiles } from './checkpoint';
 import { configJson, toNativeSpec, type ModelConfig } from './config';
-import { exists, writeAtomically, writeJson, writing } from './files';
+import { checkExtraShapes, extraShapes, EXTRAS_FILE, type ExtraShape } from './extras';
+import { writeAtomically, writeJson, writing } from './files';
 import { imageSettingsJson, type ImageSettings } from './imageSettings';
 import { requireMemory } from './memory';
-import { parameterShapes, sizeOf } from './parameterShapes';
+import { isBackbone, parameterShapes, sizeOf } from './parameterShapes';
 import { recordJson, type LatentRecord } from './record';
 import { writeSafetensors, type TensorSource } from './safetensors';
 
 export interface LoadProgress {
-  /** Bytes of the files read so far, of all that are read. */
+  /** Bytes of tensors done so far, of all. */
   doneBytes: number;
   totalBytes: number;
 }
@@ -31,20 +32,28 @@ export interface WeightOptions {
 const BATCH_BYTES = 128 * 1024 * 1024;
 
 /** Makes an empty native model after asking whether it fits. The caller disposes it. */
-function makeModel(op: string, what: string, config: ModelConfig, images: ImageSettings, dtype: StorageDType, limit: number | undefined): NativeModel {
-  requireMemory(op, what, config, dtype, limit);
-  const model = guarded(() => new (native().Model)(toNativeSpec(config, images, dtype)));
+function makeModel(op: string, what: string, { config, images }: Pick<CheckpointParts, 'config' | 'images'>, dtype: StorageDType, extras: readonly NativeExtraSpec[], limit: number | undefined): NativeModel {
+  requireMemory(op, what, config, dtype, extras, limit);
+  const model = guarded(() => new (native().Model)(toNativeSpec(config, images, dtype, extras)));
   const infos = new Map(model.parameters().map((info) => [info.name, info]));
-  const differs = parameterShapes(config).find(({ name, shape }) => sizeOf(infos.get(name)?.shape ?? [-1]) !== sizeOf(shape));
+  const differs = [...parameterShapes(config), ...extras].find(({ name, shape }) => sizeOf(infos.get(name)?.shape ?? [-1]) !== sizeOf(shape));
   if (differs === undefined) return model;
   model.dispose();
   return fail('ERR_INTERNAL', op, `Expected the addon to hold parameter '${differs.name}' of shape [${differs.shape.join(', ')}] but received another. The addon and the library are of different versions: rebuild`);
 }
 
-/** Reads all weights of an opened checkpoint. Nothing is left behind when it fails or is stopped. */
-export async function loadWeights(checkpoint: Checkpoint, dtype: StorageDType, options: WeightOptions): Promise<NativeModel> {
-  const model = makeModel('load', checkpoint.directory, checkpoint.config, checkpoint.images, dtype, options.maxMemoryBytes);
+/**
+ * Reads all weights of an opened checkpoint. Nothing is left behind when it fails or is stopped.
+ *
+ * @param seed of the parameters that the preset needs and the files lack: they start as in a new model.
+ */
+export async function loadWeights(checkpoint: Checkpoint, dtype: StorageDType, seed: number, options: WeightOptions): Promise<NativeModel> {
+  const { config, record, extras: { tensors } } = checkpoint;
+  const held = new Set(tensors.map(({ name }) => name));
+  const lacking = extraShapes(record.preset, config.text.hidden).filter(({ name }) => !held.has(name));
+  const model = makeModel('load', checkpoint.directory, checkpoint, dtype, [...tensors, ...lacking], options.maxMemoryBytes);
   try {
+    await initializeExtras(model, lacking, config, seed, options.signal);
     await readWeights(model, checkpoint, options);
     return model;
   } catch (error) {
@@ -53,11 +62,20 @@ export async function loadWeights(checkpoint: Checkpoint, dtype: StorageDType, o
   }
 }
 
-/** Reads the weights of a checkpoint into a model of the same shapes. */
+/**
+ * Reads the weights of a checkpoint into a model of the same shapes. Of the tensors beside the backbone, those are read that the
+ * model has; what it has and the checkpoint lacks stays as it is.
+ *
+ * @throws {LibError} `ERR_CHECKPOINT` naming the tensor; before anything is read when a shape differs.
+ */
 export async function readWeights(model: NativeModel, checkpoint: Checkpoint, options: Pick<WeightOptions, 'signal' | 'onProgress'> = {}): Promise<void> {
-  const totalBytes = checkpoint.files.reduce((sum, file) => sum + bytesOf(file.tensors), 0);
+  const mine = new Map(guarded(() => model.parameters()).map((info) => [info.name, info]));
+  const { path: extrasPath, tensors: stored } = checkpoint.extras;
+  checkExtraShapes(checkpoint.extras, [...mine.values()], 'this model has it', 'Load the checkpoint as a model of its own.');
+  const files = [...checkpoint.files, { path: extrasPath, tensors: stored.filter(({ name }) => mine.has(name)) }];
+  const totalBytes = files.reduce((sum, file) => sum + bytesOf(file.tensors), 0);
   let doneBytes = 0;
-  for (const { path, tensors } of checkpoint.files) {
+  for (const { path, tensors } of files) {
     for (const batch of batches(tensors)) {
       await abortable(options.signal, (token) => model.loadFile(path, batch, token));
       doneBytes += bytesOf(batch);
@@ -82,17 +100,28 @@ function* batches<T extends { bytes: number }>(tensors: readonly T[]): Generator
 }
 
 /** A model with new weights: matrices normal with `initializer_range`, norm scales 1, biases 0. Same seed, same weights. */
-export async function initializeWeights(config: ModelConfig, images: ImageSettings, dtype: StorageDType, seed: number, options: WeightOptions): Promise<NativeModel> {
-  const model = makeModel('create', 'the new model', config, images, dtype, options.maxMemoryBytes);
+export async function initializeWeights(parts: Pick<CheckpointParts, 'config' | 'images' | 'record'>, dtype: StorageDType, seed: number, options: WeightOptions): Promise<NativeModel> {
+  const { config, record } = parts;
+  const extras = extraShapes(record.preset, config.text.hidden);
+  const model = makeModel('create', 'the new model', parts, dtype, extras, options.maxMemoryBytes);
   try {
     for (const { name, role } of parameterShapes(config)) {
       const [kind, scale] = role === 'matrix' ? (['normal', config.initializerRange] as const) : (['constant', role === 'scale' ? 1 : 0] as const);
       await abortable(options.signal, () => model.initialize(name, kind, scale, seed));
     }
+    await initializeExtras(model, extras, config, seed, options.signal);
     return model;
   } catch (error) {
     model.dispose();
     throw error;
+  }
+}
+
+async function initializeExtras(model: NativeModel, extras: readonly ExtraShape[], config: ModelConfig, seed: number, signal: AbortSignal | undefined): Promise<void> {
+  for (const { name, shape, start } of extras) {
+    // Written, because the addon's own constants end at 1e30, below an unset threshold.
+    await abortable(signal, () => (start === 'normal'
+      ? model.initialize(name, 'normal', config.initializerRange, seed) : model.writeParameter(name, 'value', new Float32Array(sizeOf(shape)).fill(start))));
   }
 }
 
@@ -102,8 +131,6 @@ export interface CheckpointParts {
   readonly images: ImageSettings;
   readonly record: LatentRecord;
   readonly companions: CompanionFiles;
-  /** Directory the model came from, for plumbline.safetensors (tensors of replay and routing), which is copied through. */
-  readonly origin?: string | undefined;
 }
 
 /**
@@ -117,17 +144,23 @@ export function saveCheckpoint(directory: string, model: NativeModel, dtype: Sto
 async function writeFiles(directory: string, model: NativeModel, dtype: StorageDType, parts: CheckpointParts, options: WeightOptions): Promise<void> {
   const infos = new Map(guarded(() => model.parameters()).map((info) => [info.name, info]));
   const tensors = parameterShapes(parts.config).map(({ name, shape }) => source(model, infos.get(name), name, shape));
+  const extras = [...infos.values()].filter(({ name }) => !isBackbone(name)).sort((a, b) => (a.name < b.name ? -1 : 1))
+    .map((info) => source(model, info, info.name, info.shape));
   await mkdir(directory, { recursive: true });
   await writeJson(join(directory, 'config.json'), configJson(parts.config, dtype));
   await writeJson(join(directory, 'preprocessor_config.json'), imageSettingsJson(parts.images, parts.config.vision));
   await writeJson(join(directory, 'plumbline.json'), recordJson(parts.record));
   for (const [name, text] of parts.companions) await writeAtomically(join(directory, name), (write) => write(Buffer.from(text)));
   if (!parts.companions.has('generation_config.json')) await writeJson(join(directory, 'generation_config.json'), generationJson(parts.config));
-  await copyReplayTensors(parts.origin, directory);
+  const { signal, onProgress } = options;
+  const extraBytes = extras.reduce((sum, { shape }) => sum + 4 * sizeOf(shape), 0);
+  const stopped = signal === undefined ? {} : { signal };
+  // Extras that lay here before would belong to other weights.
+  if (extras.length === 0) await rm(join(directory, EXTRAS_FILE), { force: true });
+  else await writeSafetensors(join(directory, EXTRAS_FILE), extras, { metadata: { format: 'plumbline' }, ...stopped });
   await writeSafetensors(join(directory, 'model.safetensors'), tensors, {
-    metadata: { format: 'pt' },
-    ...(options.signal === undefined ? {} : { signal: options.signal }),
-    onProgress: ({ doneBytes, totalBytes }) => options.onProgress?.({ doneBytes, totalBytes }),
+    metadata: { format: 'pt' }, ...stopped,
+    onProgress: ({ doneBytes, totalBytes }) => onProgress?.({ doneBytes: extraBytes + doneBytes, totalBytes: extraBytes + totalBytes }),
   });
   // An index of shards that lay here before would describe other weights.
   await rm(join(directory, 'model.safetensors.index.json'), { force: true });
@@ -142,10 +175,4 @@ function source(model: NativeModel, info: NativeParameterInfo | undefined, name:
 function generationJson(config: ModelConfig): Record<string, unknown> {
   const { bos_token_id: bos, eos_token_id: eos, pad_token_id: pad } = configJson(config, 'f32');
   return { bos_token_id: bos, eos_token_id: eos, pad_token_id: pad, do_sample: false };
-}
-
-async function copyReplayTensors(origin: string | undefined, directory: string): Promise<void> {
-  const file = 'plumbline.safetensors';
-  if (origin === undefined || !(await exists(join(origin, file)))) return;
-  if ((await realpath(origin)) !== (await realpath(directory))) await copyFile(join(origin, file), join(directory, file));
 }

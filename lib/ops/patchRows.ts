@@ -49,12 +49,19 @@ export async function patchRows(pixels: Uint8Array, options: PatchRowsOptions): 
   }) as [number, number];
   check.typedArray(op, 'pixels', pixels, 'Uint8Array', elements(op, 'pixels', frames, height, width, 3), 'frames*height*width*3');
   const mean = perChannel(op, 'mean', options.mean ?? IMAGE_MEAN);
-  const std = perChannel(op, 'std', options.std ?? IMAGE_STD);
-  if (std.some((value) => value <= 0)) fail('ERR_RANGE', op, `Expected std to be above 0 but received ${std.join(', ')}`);
+  const std = checkStd(op, options.std ?? IMAGE_STD);
   return run(op, options, (ops, token) => ops.patchRows(pixels, frames, height, width, patch, merge, temporal, mean, std, token));
 }
 
-function perChannel(op: string, name: string, values: readonly number[]): Float32Array {
+/** Three positive numbers. */
+export function checkStd(op: string, values: readonly number[]): Float32Array {
+  const std = perChannel(op, 'std', values);
+  if (std.some((value) => value <= 0)) fail('ERR_RANGE', op, `Expected std to be above 0 but received ${std.join(', ')}`);
+  return std;
+}
+
+/** Three numbers. */
+export function perChannel(op: string, name: string, values: readonly number[]): Float32Array {
   if (!Array.isArray(values) || values.length !== 3) fail('ERR_ARGUMENT', op, `Expected ${name} to be an array of 3 numbers but received ${check.show(values)}`);
   return Float32Array.from(values, (value) => check.number(op, `an entry of ${name}`, value));
 }

@@ -7,8 +7,11 @@ import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { abortable } from '../abort';
 import { fail, guarded } from '../errors';
-import { openCheckpoint } from '../model/checkpoint';
+import { openCheckpoint, type Checkpoint } from '../model/checkpoint';
+import { isBackbone } from '../model/parameterShapes';
 import { isObject } from '../model/jsonReader';
+import { presetJson, type Preset } from '../model/preset';
+import { readWeights } from '../model/weights';
 import { readJson, writeJson, writing } from '../model/files';
 import { readHeader, readTensor, writeSafetensors } from '../model/safetensors';
 import type { NativeModel, NativeParameterInfo, ParameterSlot } from '../native';
@@ -16,6 +19,8 @@ import type { NativeModel, NativeParameterInfo, ParameterSlot } from '../native'
 /** What checkpoints need of a model; `LatentModel` has it. */
 export interface SavableModel {
   readonly native: NativeModel;
+  /** Recorded in what `save` writes. */
+  readonly preset: Preset;
   /** Writes config, weights and processor files in Hugging Face layout. */
   save(folder: string): Promise<void>;
 }
@@ -88,14 +93,17 @@ async function writeFolder(model: SavableModel, folder: string, name: string, st
 }
 
 /**
- * Loads weights and optimiser state of a checkpoint and returns the number of steps done.
+ * Loads weights (those beside the backbone and the thresholds too) and optimiser state of a checkpoint and returns the number of steps done.
  *
  * @throws {LibError} `ERR_CHECKPOINT` when files are missing or broken, or when a setting differs that would change the results.
  */
 export async function readTrainerState(model: SavableModel, folder: string, settings: Record<string, unknown>): Promise<number> {
   const state = await readState(join(folder, STATE_JSON));
   checkSettings(folder, state, JSON.parse(JSON.stringify(settings)) as Record<string, unknown>);
-  for (const { path, tensors } of (await openCheckpoint(folder)).files) await abortable(undefined, () => model.native.loadFile(path, tensors));
+  const checkpoint = await openCheckpoint(folder);
+  checkPreset(folder, checkpoint.record.preset, model.preset);
+  checkComplete(model.native, checkpoint);
+  await readWeights(model.native, checkpoint);
   await restoreState(model.native, join(folder, STATE_TENSORS));
   return state.step;
 }
@@ -112,14 +120,34 @@ async function readState(path: string): Promise<TrainerState> {
 
 /** Stages that have not begun may differ, so that a training can be extended. */
 function checkSettings(folder: string, state: TrainerState, settings: Record<string, unknown>): void {
-  const begun = (from: unknown): unknown => (Array.isArray(from) ? from.filter((stage) => isObject(stage) && Number(stage['firstStep']) < state.step) : from);
-  for (const [name, value] of Object.entries(settings)) {
-    const before = begun(state.settings[name]);
-    const now = begun(value);
+  const begun = (name: string, from: unknown): unknown => (name === 'stages' && Array.isArray(from) ? from.filter((stage) => isObject(stage) && Number(stage['firstStep']) < state.step) : from);
+  // The switches of a preset one by one, so that the one that differs is named.
+  const flat = (from: Record<string, unknown>): [string, unknown][] => Object.entries(from).flatMap(([name, value]): [string, unknown][] =>
+    (isObject(value) ? Object.entries(value).map(([key, inner]) => [`${name}.${key}`, inner]) : [[name, value]]));
+  const saved = new Map(flat(state.settings));
+  for (const [name, value] of flat(settings)) {
+    const before = begun(name, saved.get(name));
+    const now = begun(name, value);
     if (!isDeepStrictEqual(before, now)) {
       fail('ERR_CHECKPOINT', 'train', `Expected ${name} as in ${folder}, ${JSON.stringify(before)}, but received ${JSON.stringify(now)}; resume with the same options or start anew`);
     }
   }
+}
+
+/** Another switch would change the results without a word. */
+function checkPreset(folder: string, before: Preset, now: Preset): void {
+  const [was, is] = [presetJson(before), presetJson(now)];
+  const differs = Object.keys(is).find((key) => !isDeepStrictEqual(was[key], is[key]));
+  if (differs !== undefined) {
+    fail('ERR_CHECKPOINT', 'train', `Expected ${differs} of the model's preset as in ${folder}, ${JSON.stringify(was[differs])}, but received ${JSON.stringify(is[differs])}; resume with the same preset or start anew`);
+  }
+}
+
+/** A parameter that the files lack would keep what it happens to hold. */
+function checkComplete(native: NativeModel, { extras }: Checkpoint): void {
+  const held = new Set(extras.tensors.map(({ name }) => name));
+  const lacking = guarded(() => native.parameters()).find(({ name }) => !isBackbone(name) && !held.has(name));
+  if (lacking !== undefined) fail('ERR_CHECKPOINT', 'train', `Expected ${lacking.name} in ${extras.path} but received none; resume with the same model`);
 }
 
 interface StateTensor {

@@ -1,9 +1,10 @@
-export { packBatch, packPictures, runBatch, type BatchRun, type BatchTargets, type ModelView, type PackedBatch, type PackOptions, type PromptInput, type SequenceInput } from './batch';
+export { runBatch, type BatchOptions, type BatchReplay, type BatchRun, type BatchTargets, type SequenceInput } from './batch';
 export { latestCheckpoint, type SavableModel } from './checkpoint';
 export {
   DEFAULT_STAGE_SHAPE, drawShape, mergeSteps, planStages, stageSequence,
   type PlannedStage, type Rationale, type StagedSequence, type StageShape, type TrainingStage, type WordClass,
 } from './curriculum';
 export { learningRate, type Schedule } from './schedule';
+export { chooseTrainable, type TrainableChoice } from './trainable';
 export { DEFAULT_TRAINING, type SampleContext, type TrainArguments, type TrainingData, type TrainingSample, type TrainOptions } from './trainOptions';
 export { train, trainAll, type StepMetrics, type TrainEvent } from './trainer';

@@ -2,6 +2,7 @@
 import * as check from '../check';
 import { fail } from '../errors';
 import type { Picture } from '../model/image';
+import type { PresetChanges, PresetName } from '../model/preset';
 import type { PlannedStage, Rationale, TrainingStage } from './curriculum';
 
 /** One training sample in token ids. */
@@ -39,8 +40,10 @@ export interface TrainOptions {
   weightDecay: number;
   /** Clip the gradient to this global norm; 0 = no clipping. */
   maxNorm: number;
-  /** 'through': the loss trains the states that latents were copied from; 'detached': it does not. */
-  latentGradient: 'through' | 'detached';
+  /** Switches that differ from the model's own, for this training only: the model's record keeps its own. */
+  preset?: PresetName | PresetChanges;
+  /** 'through': the loss trains the states that latents were copied from; 'detached': it does not. Default: as the preset says. */
+  latentGradient?: 'through' | 'detached';
   /** Keep only layer inputs and compute the rest again in the backward pass: less memory, about a third more time. */
   recompute: boolean;
   /** Train the vision tower too; false freezes all of it, weight decay included. */
@@ -63,17 +66,17 @@ export interface TrainOptions {
 
 /** Defaults of the optional fields of `TrainOptions`. */
 export const DEFAULT_TRAINING = Object.freeze({
-  accumulation: 1, seed: 0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01, maxNorm: 1, latentGradient: 'through' as const,
+  accumulation: 1, seed: 0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01, maxNorm: 1,
   recompute: false, trainVision: false, checkpointEvery: 0, keepCheckpoints: 2,
 });
 
 type NeededField = 'data' | 'stages' | 'batchSize';
 export type TrainArguments = Pick<TrainOptions, NeededField> & Partial<Omit<TrainOptions, NeededField>>;
 
-const FIELDS = ['data', 'stages', 'batchSize', 'metricsFile', 'checkpointFolder', 'maxMemoryBytes', 'resume', 'signal', ...Object.keys(DEFAULT_TRAINING)];
+const FIELDS = ['data', 'stages', 'batchSize', 'metricsFile', 'checkpointFolder', 'maxMemoryBytes', 'resume', 'signal', 'preset', 'latentGradient', ...Object.keys(DEFAULT_TRAINING)];
 
 /** Arguments with their defaults. */
-export type FullOptions = TrainArguments & Omit<typeof DEFAULT_TRAINING, 'latentGradient'> & Pick<TrainOptions, 'latentGradient'>;
+export type FullOptions = TrainArguments & typeof DEFAULT_TRAINING;
 
 /** Samples of an optimiser step: all are made before it starts. */
 const MAX_SAMPLES = 65536;
@@ -91,7 +94,8 @@ export function checkedOptions(options: TrainArguments): FullOptions {
   check.number('train', 'epsilon', full.epsilon, Number.MIN_VALUE);
   check.number('train', 'weightDecay', full.weightDecay, 0);
   check.number('train', 'maxNorm', full.maxNorm, 0);
-  check.oneOf('train', 'latentGradient', full.latentGradient, ['through', 'detached']);
+  if (full.preset !== undefined && typeof full.preset !== 'string') check.object('train', 'preset', full.preset);
+  if (full.latentGradient !== undefined) check.oneOf('train', 'latentGradient', full.latentGradient, ['through', 'detached']);
   check.boolean('train', 'recompute', full.recompute);
   check.boolean('train', 'trainVision', full.trainVision);
   check.integer('train', 'checkpointEvery', full.checkpointEvery, 0);

@@ -1,15 +1,19 @@
 /** The training loop: curriculum stages, accumulation, clipping, AdamW; stops at any moment and resumes with the same bits. */
 import { abortable } from '../abort';
 import * as check from '../check';
-import { fail, guarded } from '../errors';
+import { fail } from '../errors';
 import { requireTrainingMemory } from '../model/memory';
+import { checkPrompt } from '../model/passes';
+import { makePreset, presetJson, routes, type Preset } from '../model/preset';
+import { openReasoning, type ModelView } from '../model/reasoning';
 import type { NativeModel, NativeSession } from '../native';
-import { runBatch, type ModelView, type SequenceInput } from './batch';
+import { countSuperResolved, replayLosses, runBatch, type SequenceInput } from './batch';
 import { checkpointName, latestCheckpoint, prepareFolder, pruneCheckpoints, readTrainerState, writeCheckpoint, zeroMoments, type SavableModel } from './checkpoint';
 import { drawShape, planStages, stageOf, stageSequence, type PlannedStage } from './curriculum';
 import { sampleIndex } from './dataOrder';
-import { metricsWriter } from './metrics';
+import { metricsWriter, type MetricsWriter } from './metrics';
 import { learningRate } from './schedule';
+import { chooseTrainable } from './trainable';
 import { checkedOptions, type FullOptions, type TrainArguments } from './trainOptions';
 
 /** Figures of one optimiser step. */
@@ -21,6 +25,12 @@ export interface StepMetrics {
   stageStep: number;
   /** Mean cross entropy over the step's target tokens. */
   loss: number;
+  /** Mean super-resolution loss of the replays; absent where none was replayed. */
+  srLoss?: number;
+  /** Routing: share of the rows that took an extra pass of a routed layer, the mean squared score, and the thresholds after the step by layer. */
+  routedFraction?: number;
+  scoreSquare?: number;
+  thresholds?: Record<number, number>;
   targets: number;
   /** Share of the targets that the model ranked first. */
   accuracy: number;
@@ -51,6 +61,7 @@ export async function* train(model: ModelView & SavableModel, options: TrainArgu
   check.object('train', 'model', model);
   const { native } = model;
   check.object('train', 'model.native', native);
+  check.object('train', 'model.preset', model.preset);
   const full = checkedOptions(options);
   if (inTraining.has(native)) fail('ERR_ARGUMENT', 'train', 'Expected a model that no training holds but received one that is being trained; end that training first, or leave its loop');
   inTraining.add(native);
@@ -64,23 +75,49 @@ export async function* train(model: ModelView & SavableModel, options: TrainArgu
 /** Two trainings of one model at once would add their gradients together. */
 const inTraining = new WeakSet<NativeModel>();
 
-async function* trainAlone(model: ModelView & SavableModel, full: FullOptions): AsyncGenerator<TrainEvent, void, void> {
+/** A training that has not taken its first step. */
+interface Started {
+  run: Run;
+  settings: Record<string, unknown>;
+  total: number;
+  done: number;
+  resumedFrom: string | undefined;
+}
+
+/** Everything is checked, and the session opened, before the model or a file is changed. */
+async function startTraining(model: ModelView & SavableModel, full: FullOptions): Promise<Started> {
+  const preset = presetOf(model, full);
   const stages = planStages(full.stages, full.batchSize * full.accumulation, full.data.size);
   const total = stages.reduce((sum, { steps }) => sum + steps, 0);
-  const settings = settingsOf(full, stages);
-  if (full.checkpointFolder !== undefined) await prepareFolder(full.checkpointFolder);
-  const resumedFrom = startingPoint(full);
-  guarded(() => {
-    for (const { name } of model.native.parameters()) if (name.startsWith('visual.')) model.native.setTrainable(name, full.trainVision);
-  });
-  requireTrainingMemory('train', model.native, full.maxMemoryBytes);
-  await abortable(undefined, () => model.native.enableTraining());
-  let done = 0;
-  if (resumedFrom === undefined) await zeroMoments(model);
-  else done = await readTrainerState(model, resumedFrom, settings);
-  if (done > total) fail('ERR_CHECKPOINT', 'train', `Expected a checkpoint of at most ${total} steps, as the stages have, but received ${done} in ${resumedFrom}; resume with the same stages, or from another checkpoint`);
-  const metrics = metricsWriter(full.metricsFile, done);
-  const run: Run = { model, options: full, stages, session: openTrainingSession(model, full) };
+  const settings = settingsOf(full, stages, preset);
+  const session = openReasoning('train', model, preset, { training: true, recompute: full.recompute, visionGradient: full.trainVision });
+  try {
+    if (full.checkpointFolder !== undefined) await prepareFolder(full.checkpointFolder);
+    const resumedFrom = startingPoint(full);
+    chooseTrainable(model.native, { trainVision: full.trainVision, preset });
+    requireTrainingMemory('train', model.native, full.maxMemoryBytes);
+    await abortable(undefined, () => model.native.enableTraining());
+    let done = 0;
+    if (resumedFrom === undefined) await zeroMoments(model);
+    else done = await readTrainerState(model, resumedFrom, settings);
+    if (done > total) fail('ERR_CHECKPOINT', 'train', `Expected a checkpoint of at most ${total} steps, as the stages have, but received ${done} in ${resumedFrom}; resume with the same stages, or from another checkpoint`);
+    return { run: { model, options: full, preset, stages, session }, settings, total, done, resumedFrom };
+  } catch (error) {
+    session.dispose();
+    throw error;
+  }
+}
+
+async function* trainAlone(model: ModelView & SavableModel, full: FullOptions): AsyncGenerator<TrainEvent, void, void> {
+  const { run, settings, total, resumedFrom, done: before } = await startTraining(model, full);
+  let done = before;
+  let metrics: MetricsWriter;
+  try {
+    metrics = metricsWriter(full.metricsFile, done);
+  } catch (error) {
+    run.session.dispose();
+    throw error;
+  }
   let saved = resumedFrom === undefined ? -1 : done;
   const save = async (): Promise<TrainEvent | undefined> => {
     if (full.checkpointFolder === undefined || saved === done) return undefined;
@@ -143,20 +180,20 @@ function startingPoint({ resume, checkpointFolder }: FullOptions): string | unde
 }
 
 /** What a resumed run must have in common with the run that wrote the checkpoint. */
-function settingsOf(options: FullOptions, stages: readonly PlannedStage[]): Record<string, unknown> {
-  const { batchSize, accumulation, seed, beta1, beta2, epsilon, weightDecay, maxNorm, latentGradient, trainVision, data } = options;
-  return { batchSize, accumulation, seed, beta1, beta2, epsilon, weightDecay, maxNorm, latentGradient, trainVision, dataSize: data.size ?? null, stages };
+function settingsOf(options: FullOptions, stages: readonly PlannedStage[], preset: Preset): Record<string, unknown> {
+  const { batchSize, accumulation, seed, beta1, beta2, epsilon, weightDecay, maxNorm, trainVision, data } = options;
+  return { batchSize, accumulation, seed, beta1, beta2, epsilon, weightDecay, maxNorm, trainVision, preset: presetJson(preset), dataSize: data.size ?? null, stages };
 }
 
-function openTrainingSession(model: ModelView, options: FullOptions): NativeSession {
-  return model.openSession({
-    training: true, recompute: options.recompute, detachLatents: options.latentGradient === 'detached', visionGradient: options.trainVision,
-  });
+/** The model's preset with the option's changes. */
+function presetOf(model: ModelView, { latentGradient, preset }: FullOptions): Preset {
+  return makePreset({ ...(typeof preset === 'string' ? { name: preset } : preset), ...(latentGradient === undefined ? {} : { latentGradient }) }, model.geometry.layers, model.preset);
 }
 
 interface Run {
   model: ModelView;
   options: FullOptions;
+  preset: Preset;
   stages: readonly PlannedStage[];
   session: NativeSession;
 }
@@ -167,10 +204,12 @@ interface PreparedStep {
   stageStep: number;
   batches: SequenceInput[][];
   targets: number;
+  /** Sequences with a super-resolution loss. */
+  superResolved: number;
 }
 
 /** Samples of an optimiser step, at the curriculum stage that each is drawn at. */
-async function prepareStep({ options, stages }: Run, step: number): Promise<PreparedStep> {
+async function prepareStep({ model, options, preset, stages }: Run, step: number): Promise<PreparedStep> {
   const { data, batchSize, accumulation, seed } = options;
   const stage = stageOf(stages, step) as PlannedStage;
   const stageStep = step - stage.firstStep;
@@ -178,27 +217,26 @@ async function prepareStep({ options, stages }: Run, step: number): Promise<Prep
     const position = (step * accumulation + batch) * batchSize + n;
     const sample = await data.at(sampleIndex(seed, position, data.size), { stage, stageStep });
     check.object('train', 'what data.at resolves to', sample);
+    checkPrompt('train', `sample ${position}`, sample, model.geometry);
     const { latents, words } = stageSequence(sample, drawShape(stage, seed, position));
     return { promptIds: sample.promptIds, pictures: sample.pictures, latents, words };
   }))));
   const targets = batches.flat().reduce((sum, { words }) => sum + words.length, 0);
   if (targets === 0) fail('ERR_ARGUMENT', 'train', `Expected samples with words to learn but received none in step ${step + 1}`);
-  return { step, stage, stageStep, batches, targets };
+  return { step, stage, stageStep, batches, targets, superResolved: countSuperResolved(batches.flat(), model.geometry, preset) };
 }
 
 async function runStep(run: Run, prepared: PreparedStep): Promise<StepMetrics> {
-  const { model, options, session, stages } = run;
+  const { model, options, preset, session, stages } = run;
   const { stage, stageStep, step } = prepared;
   const started = performance.now();
   const rowsBefore = session.tokenForwards();
   const rate = learningRate({ peak: stage.learningRate, warmupSteps: stage.warmupSteps, steps: stage.steps, finalRate: stage.finalRate }, stageStep);
-  let loss = 0;
-  let right = 0;
+  const sum: MicroBatchFigures = { loss: 0, right: 0, srLoss: 0, scored: 0, routed: 0, scores: 0, squares: 0 };
   try {
     for (const batch of prepared.batches) {
       const figures = await runMicroBatch(run, batch, prepared);
-      loss += figures.loss;
-      right += figures.right;
+      for (const key of Object.keys(sum) as (keyof MicroBatchFigures)[]) sum[key] += figures[key];
     }
   } catch (error) {
     await session.reset().catch(() => {});
@@ -210,34 +248,53 @@ async function runStep(run: Run, prepared: PreparedStep): Promise<StepMetrics> {
   const gradientNorm = await abortable(undefined, () => model.native.optimizerStep({
     learningRate: rate, beta1, beta2, epsilon, weightDecay, maxNorm, step: step - lastReset(stages, step) + 1,
   }));
+  const moved = preset.rule === 'threshold' && routes(preset) && Number.isFinite(gradientNorm)
+    ? await abortable(undefined, () => model.native.updateThresholds(preset.thresholdRate, preset.targetFraction)) : undefined;
   await abortable(undefined, () => model.native.zeroGradients());
   if (!Number.isFinite(gradientNorm)) {
     fail('ERR_RANGE', 'train', `Expected a finite gradient in step ${step + 1} (stage "${stage.name}") but received norm ${gradientNorm}; lower the learning rate or clip with maxNorm`);
   }
   return {
-    step: step + 1, stage: stage.name, stageStep: stageStep + 1, loss: loss / prepared.targets, targets: prepared.targets,
-    accuracy: right / prepared.targets, learningRate: rate, gradientNorm, samples: prepared.batches.reduce((sum, batch) => sum + batch.length, 0),
+    step: step + 1, stage: stage.name, stageStep: stageStep + 1, loss: sum.loss / prepared.targets, targets: prepared.targets,
+    ...(prepared.superResolved > 0 ? { srLoss: sum.srLoss } : {}),
+    ...(sum.scored > 0 ? { routedFraction: sum.routed / sum.scored, scoreSquare: sum.squares / sum.scores } : {}),
+    ...(moved ? { thresholds: Object.fromEntries(Array.from(moved.layers, (layer, n) => [layer, moved.thresholds[n]!])) } : {}),
+    accuracy: sum.right / prepared.targets, learningRate: rate, gradientNorm, samples: prepared.batches.reduce((sum, batch) => sum + batch.length, 0),
     rows: session.tokenForwards() - rowsBefore, milliseconds: performance.now() - started,
   };
 }
 
-async function runMicroBatch({ model, options, session }: Run, batch: readonly SequenceInput[], { step, stage, targets: all }: PreparedStep): Promise<{ loss: number; right: number }> {
+/** Sums over the sequences of a batch. */
+interface MicroBatchFigures {
+  loss: number;
+  right: number;
+  /** Already the batch's part of the step's mean. */
+  srLoss: number;
+  scored: number;
+  routed: number;
+  scores: number;
+  squares: number;
+}
+
+async function runMicroBatch({ model, options, preset, session }: Run, batch: readonly SequenceInput[], { step, stage, targets: all, superResolved }: PreparedStep): Promise<MicroBatchFigures> {
   return abortable(options.signal, async (token) => {
     await session.reset();
-    const { targets } = await runBatch(session, batch, model.geometry, { token });
-    if (targets.target.length === 0) return { loss: 0, right: 0 };
-    const { losses, argmax } = await session.loss({ pass: targets.pass, row: targets.row, target: targets.target, scale: 1 / all }, token);
-    let loss = 0;
-    let right = 0;
-    for (let i = 0; i < losses.length; i++) {
-      loss += losses[i] as number;
-      if (argmax[i] === targets.target[i]) right++;
+    const { geometry } = model;
+    const run = await runBatch(session, batch, geometry, { preset, targets: preset.replay && preset.tokenSr, token });
+    const { pass, row, target } = run.targets;
+    const replayed = replayLosses(run, batch, geometry, preset, superResolved);
+    if (target.length === 0 && replayed.replay.length === 0) return { loss: 0, right: 0, srLoss: 0, scored: 0, routed: 0, scores: 0, squares: 0 };
+    const { losses, argmax } = await session.loss({
+      pass, row, target, scale: 1 / all, replay: replayed.replay, index: replayed.index, weight: replayed.share.map((share) => share * preset.srWeight),
+    }, token);
+    const loss = losses.reduce((sum, one) => sum + one, 0);
+    const srLoss = replayed.losses.reduce((sum, one, n) => sum + one * replayed.share[n]!, 0);
+    if (!Number.isFinite(loss) || !Number.isFinite(srLoss)) {
+      fail('ERR_RANGE', 'train', `Expected a finite loss in step ${step + 1} (stage "${stage.name}") but received ${Number.isFinite(loss) ? `super-resolution loss ${srLoss}` : loss}; lower the learning rate or check the weights`);
     }
-    if (!Number.isFinite(loss)) {
-      fail('ERR_RANGE', 'train', `Expected a finite loss in step ${step + 1} (stage "${stage.name}") but received ${loss}; lower the learning rate or check the weights`);
-    }
-    await session.backward(token);
-    return { loss, right };
+    const { scored, routed, scores, meanSquare } = await session.routingFigures();
+    await session.backward(preset.routerPenalty / options.accumulation, token);
+    return { loss, srLoss, right: argmax.filter((id, n) => id === target[n]).length, scored, routed, scores, squares: meanSquare * scores };
   });
 }
 

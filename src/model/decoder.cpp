@@ -3,13 +3,10 @@
 #include <cmath>
 
 namespace plumbline {
-namespace {
 
 std::string layer_name(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
 
-}  // namespace
-
-Decoder::Decoder(Model& model, Pool& pool, KeyValueCache& cache) : model_(model), pool_(pool), cache_(cache) {}
+float Decoder::saliency_scale() const { return static_cast<float>(1.0 / static_cast<double>(model_.spec.text.layers * model_.spec.text.heads)); }
 
 AttentionShape Decoder::shape(const PassRows& rows) const {
   const TextSpec& text = model_.spec.text;
@@ -24,7 +21,7 @@ AttentionShape Decoder::shape(const PassRows& rows) const {
   return s;
 }
 
-void Decoder::attend(int64_t layer, const PassRows& rows, LayerTape& tape) {
+void Decoder::attend(const LayerSite& site, const PassRows& rows, LayerTape& tape) {
   const TextSpec& text = model_.spec.text;
   const AttentionShape s = shape(rows);
   const int64_t q_width = text.heads * text.head_dim, kv_width = text.kv_heads * text.head_dim;
@@ -32,26 +29,33 @@ void Decoder::attend(int64_t layer, const PassRows& rows, LayerTape& tape) {
   Backend& backend = *model_.backend;
   backend.rotary(qkv, s.q_row_stride, s.H + s.Hkv, s.d, rows.cos->floats(), rows.sin->floats(), rows.T, false);  // q and k lie side by side
   PageTable table;
-  cache_.table(rows.sequences, rows.kv_len, layer, &table);
-  const KeyValuePages pages = cache_.view(table);
+  site.cache->table(rows.sequences, rows.kv_len, site.cache_layer, &table);
+  const KeyValuePages pages = site.cache->view(table);
   backend.scatter_to_pages(s, rows.first_row.data(), qkv + q_width, qkv + q_width + kv_width, s.q_row_stride, pages);
   backend.attention(s, qkv, pages, tape.mixed->floats(), tape.lse->floats());
+  if (site.saliency) backend.attention_saliency(s, qkv, pages, tape.lse->floats(), site.saliency->view(), saliency_scale(), site.saliency->scores->floats());
 }
 
-void Decoder::forward(int64_t layer, const PassRows& rows, Buffer& x, LayerTape& tape) {
+void Decoder::forward(const LayerSite& site, const PassRows& rows, Buffer& x, LayerTape& tape) {
+  const TextSpec& text = model_.spec.text;
+  tape.rstd1 = pool_.take(rows.T), tape.normed1 = pool_.take(rows.T * text.hidden);
+  model_.backend->rms_norm(x->floats(), model_.parameters.vector(layer_name(site.layer) + "input_layernorm.weight"), text.eps, tape.normed1->floats(),
+                           tape.rstd1->floats(), rows.T, text.hidden);
+  forward_normed(site, rows, x, tape);
+}
+
+void Decoder::forward_normed(const LayerSite& site, const PassRows& rows, Buffer& x, LayerTape& tape) {
   const TextSpec& text = model_.spec.text;
   Backend& backend = *model_.backend;
   const Parameters& p = model_.parameters;
-  const std::string base = layer_name(layer);
+  const std::string base = layer_name(site.layer);
   const int64_t T = rows.T, D = text.hidden, I = text.intermediate;
   const size_t x_bytes = static_cast<size_t>(T * D) * sizeof(float);
 
-  tape.rstd1 = pool_.take(T), tape.normed1 = pool_.take(T * D);
-  backend.rms_norm(x->floats(), p.vector(base + "input_layernorm.weight"), text.eps, tape.normed1->floats(), tape.rstd1->floats(), T, D);
   tape.qkv = pool_.take(T * (text.heads + 2 * text.kv_heads) * text.head_dim);
   backend.linear(tape.normed1->floats(), p.weight(base + "self_attn.q_proj.weight"), p.vector(base + "self_attn.q_proj.bias"), tape.qkv->floats(), T, false);
   tape.mixed = pool_.take(T * text.heads * text.head_dim), tape.lse = pool_.take(T * text.heads);
-  attend(layer, rows, tape);
+  attend(site, rows, tape);
   tape.middle = pool_.take(T * D);
   backend.copy(tape.middle->data(), x->data(), x_bytes);
   backend.linear(tape.mixed->floats(), p.weight(base + "self_attn.o_proj.weight"), nullptr, tape.middle->floats(), T, true);
@@ -65,11 +69,6 @@ void Decoder::forward(int64_t layer, const PassRows& rows, Buffer& x, LayerTape&
   x = pool_.take(T * D);
   backend.copy(x->data(), tape.middle->data(), x_bytes);
   backend.linear(tape.gated->floats(), p.weight(base + "mlp.down_proj.weight"), nullptr, x->floats(), T, true);
-}
-
-void Decoder::recompute(int64_t layer, const PassRows& rows, LayerTape& tape) {
-  Buffer x = std::move(tape.input);
-  forward(layer, rows, x, tape);
 }
 
 void Decoder::backward_mlp(const std::string& base, int64_t T, const LayerTape& tape, float* dx) {
@@ -87,11 +86,11 @@ void Decoder::backward_mlp(const std::string& base, int64_t T, const LayerTape& 
                         p.gradient(base + "post_attention_layernorm.weight"), T, D, true);
 }
 
-void Decoder::backward_attention(int64_t layer, const PassRows& rows, const LayerTape& tape, float* dx) {
+void Decoder::backward_attention(const LayerSite& site, const PassRows& rows, const LayerTape& tape, float* dx) {
   const TextSpec& text = model_.spec.text;
   Backend& backend = *model_.backend;
   Parameters& p = model_.parameters;
-  const std::string base = layer_name(layer);
+  const std::string base = layer_name(site.layer);
   const AttentionShape s = shape(rows);
   const int64_t T = rows.T, D = text.hidden, q_width = text.heads * text.head_dim, kv_width = text.kv_heads * text.head_dim;
   Buffer dmixed = pool_.take(T * q_width), dqkv = pool_.take(T * s.q_row_stride), dnormed = pool_.take(T * D);
@@ -99,9 +98,12 @@ void Decoder::backward_attention(int64_t layer, const PassRows& rows, const Laye
   backend.linear_grad_input(dx, p.weight(base + "self_attn.o_proj.weight"), dmixed->floats(), T, false);
 
   PageTable table;
-  cache_.table(rows.sequences, rows.kv_len, layer, &table);
-  const KeyValuePages pages = cache_.view(table);
+  site.cache->table(rows.sequences, rows.kv_len, site.cache_layer, &table);
+  const KeyValuePages pages = site.cache->view(table);
   backend.attention_grad(s, tape.qkv->floats(), pages, tape.mixed->floats(), tape.lse->floats(), dmixed->floats(), dqkv->floats(), table.dk.data(), table.dv.data());
+  if (site.saliency && site.saliency->gradient)
+    backend.attention_saliency_grad(s, tape.qkv->floats(), pages, tape.lse->floats(), site.saliency->view(), saliency_scale(), site.saliency->gradient->floats(),
+                                    dqkv->floats(), table.dk.data());
   KeyValuePages gradient_pages = pages;
   gradient_pages.k = table.dk.data(), gradient_pages.v = table.dv.data();
   backend.gather_from_pages(s, rows.first_row.data(), dqkv->floats() + q_width, dqkv->floats() + q_width + kv_width, s.q_row_stride, gradient_pages);
@@ -114,9 +116,9 @@ void Decoder::backward_attention(int64_t layer, const PassRows& rows, const Laye
                         p.gradient(base + "input_layernorm.weight"), T, D, true);
 }
 
-void Decoder::backward(int64_t layer, const PassRows& rows, const LayerTape& tape, Buffer& dx) {
-  backward_mlp(layer_name(layer), rows.T, tape, dx->floats());
-  backward_attention(layer, rows, tape, dx->floats());
+void Decoder::backward(const LayerSite& site, const PassRows& rows, const LayerTape& tape, Buffer& dx) {
+  backward_mlp(layer_name(site.layer), rows.T, tape, dx->floats());
+  backward_attention(site, rows, tape, dx->floats());
 }
 
 }  // namespace plumbline

@@ -19,6 +19,24 @@ struct PassRows {
   Buffer cos, sin;                   // [T, d/2]
 };
 
+// Attention that the last rows of a pass pay to their sequences' image tokens, averaged over the layers and heads of the ordinary
+// passes. Collected while the layers run; the replay weights send `gradient` back through it.
+struct Saliency {
+  std::vector<int32_t> cu_columns;   // [B+1]
+  std::vector<int32_t> columns;      // [N] rows of the sequence
+  Buffer scores;                     // [N]
+  Buffer gradient;                   // [N], null while nothing came back
+  SaliencyColumns view() const { return {cu_columns.data(), columns.data()}; }
+};
+
+// Which weights, and which keys and values, a set of rows meets.
+struct LayerSite {
+  int64_t layer;
+  KeyValueCache* cache;
+  int64_t cache_layer;
+  Saliency* saliency = nullptr;      // ordinary passes whose attention is looked at
+};
+
 // What the backward pass of one layer needs. With recomputation only `input` is kept.
 struct LayerTape {
   Buffer input;                      // [T, D]
@@ -32,25 +50,27 @@ struct LayerTape {
 
 class Decoder {
  public:
-  Decoder(Model& model, Pool& pool, KeyValueCache& cache);
+  Decoder(Model& model, Pool& pool) : model_(model), pool_(pool) {}
 
   // x [T, D] is the layer's input and becomes its output. `tape` receives the intermediates (its input included).
-  void forward(int64_t layer, const PassRows& rows, Buffer& x, LayerTape& tape);
+  void forward(const LayerSite& site, const PassRows& rows, Buffer& x, LayerTape& tape);
+  // The same from a tape that holds the first norm already.
+  void forward_normed(const LayerSite& site, const PassRows& rows, Buffer& x, LayerTape& tape);
   // dx [T, D]: gradient of the layer's output, becomes that of its input. Adds to parameter gradients and to the gradient
   // pages of the cached keys and values, whose rows of this pass must already hold what later passes sent.
-  void backward(int64_t layer, const PassRows& rows, const LayerTape& tape, Buffer& dx);
-  // Runs the layer again from tape.input, without touching the cache's contents (the same values are written).
-  void recompute(int64_t layer, const PassRows& rows, LayerTape& tape);
+  void backward(const LayerSite& site, const PassRows& rows, const LayerTape& tape, Buffer& dx);
 
  private:
-  void attend(int64_t layer, const PassRows& rows, LayerTape& tape);
+  void attend(const LayerSite& site, const PassRows& rows, LayerTape& tape);
   void backward_mlp(const std::string& base, int64_t T, const LayerTape& tape, float* dx);
-  void backward_attention(int64_t layer, const PassRows& rows, const LayerTape& tape, float* dx);
+  void backward_attention(const LayerSite& site, const PassRows& rows, const LayerTape& tape, float* dx);
   AttentionShape shape(const PassRows& rows) const;
+  float saliency_scale() const;
 
   Model& model_;
   Pool& pool_;
-  KeyValueCache& cache_;
 };
+
+std::string layer_name(int64_t layer);  // "model.layers.N."
 
 }  // namespace plumbline

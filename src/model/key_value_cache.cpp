@@ -4,21 +4,17 @@
 
 namespace plumbline {
 
-KeyValueCache::KeyValueCache(Backend& backend, const TextSpec& text, bool with_gradients)
-    : backend_(backend), kv_heads_(text.kv_heads), d_(text.head_dim),
-      page_bytes_(static_cast<size_t>(text.layers * 2 * text.kv_heads * kPageRows * text.head_dim) * sizeof(float)), with_gradients_(with_gradients) {}
+KeyValueCache::KeyValueCache(Backend& backend, int64_t layers, int64_t kv_heads, int64_t head_dim, bool with_gradients)
+    : backend_(backend), kv_heads_(kv_heads), d_(head_dim),
+      page_bytes_(static_cast<size_t>(layers * 2 * kv_heads * kPageRows * head_dim) * sizeof(float)), with_gradients_(with_gradients) {}
 
-int32_t KeyValueCache::add() {
-  sequences_.emplace(next_sequence_, Sequence{});
-  return next_sequence_++;
-}
+void KeyValueCache::add(int32_t sequence) { sequences_.emplace(sequence, Sequence{}); }
 
-int32_t KeyValueCache::fork(int32_t sequence) {
+void KeyValueCache::fork(int32_t sequence, int32_t to) {
   Sequence copy = sequences_.at(sequence);
   copy.pages.resize(static_cast<size_t>((copy.length + kPageRows - 1) / kPageRows));  // not those that a failed pass had reserved
   for (int32_t page : copy.pages) ++pages_[static_cast<size_t>(page)].references;
-  sequences_.emplace(next_sequence_, copy);
-  return next_sequence_++;
+  sequences_.emplace(to, copy);
 }
 
 void KeyValueCache::free(int32_t sequence) {
@@ -55,7 +51,12 @@ void KeyValueCache::reserve(int32_t sequence, int64_t rows) {
   const size_t first = static_cast<size_t>(s.length / kPageRows);
   if (rows > 0 && first < s.pages.size() && pages_[static_cast<size_t>(s.pages[first])].references > 1) {
     const int32_t shared = s.pages[first], own = take_page();
-    backend_.copy(pages_[static_cast<size_t>(own)].value->data(), pages_[static_cast<size_t>(shared)].value->data(), page_bytes_);
+    try {
+      backend_.copy(pages_[static_cast<size_t>(own)].value->data(), pages_[static_cast<size_t>(shared)].value->data(), page_bytes_);
+    } catch (...) {  // cancelled
+      drop_page(own);
+      throw;
+    }
     s.pages[first] = own;
     drop_page(shared);
   }

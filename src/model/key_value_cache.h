@@ -21,10 +21,11 @@ class KeyValueCache {
  public:
   static constexpr int32_t kPageRows = 64;
 
-  KeyValueCache(Backend& backend, const TextSpec& text, bool with_gradients);
+  KeyValueCache(Backend& backend, int64_t layers, int64_t kv_heads, int64_t head_dim, bool with_gradients);
 
-  int32_t add();
-  int32_t fork(int32_t sequence);
+  // The caller gives out the ids.
+  void add(int32_t sequence);
+  void fork(int32_t sequence, int32_t to);
   void free(int32_t sequence);
   void clear();
   bool has(int32_t sequence) const { return sequences_.count(sequence) != 0; }
@@ -58,7 +59,6 @@ class KeyValueCache {
   std::unordered_map<int32_t, Sequence> sequences_;
   std::vector<Page> pages_;
   std::vector<int32_t> free_pages_;
-  int32_t next_sequence_ = 0;
 };
 
 }  // namespace plumbline

@@ -1,5 +1,8 @@
 #pragma once
+#include <limits>
+#include <map>
 #include <memory>
+#include <vector>
 
 #include "parameters.h"
 #include "spec.h"
@@ -12,6 +15,17 @@ struct Model {
   std::shared_ptr<Backend> backend;
   ModelSpec spec;
   Parameters parameters;
+  std::map<int64_t, std::vector<float>> router_scores;  // of the optimiser step at hand, per routed layer: the first scoring of all rows
 };
+
+// A threshold that was never set: no score is above it.
+constexpr float kUnsetThreshold = std::numeric_limits<float>::max();
+
+struct ThresholdUpdate {
+  std::vector<int32_t> layers;
+  std::vector<float> thresholds;
+};
+// t += rate (q - t) per layer with collected scores, q their (1 - fraction) quantile by linear interpolation (algorithms, section 4).
+ThresholdUpdate update_thresholds(Model& model, double rate, double fraction);
 
 }  // namespace plumbline

@@ -36,6 +36,7 @@ class Parameters {
   Parameters(Backend& backend, const ModelSpec& spec);
   const std::vector<Parameter>& all() const { return list_; }
   const Parameter& find(const std::string& name) const;  // throws ERR_ARGUMENT
+  bool has(const std::string& name) const { return index_.count(name) != 0; }
   void set_trainable(const std::string& name, bool trainable);
 
   // Slot contents as f32 (values of a bf16 parameter are widened / rounded to nearest even). master of an f32 parameter is its value.

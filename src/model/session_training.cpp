@@ -18,6 +18,16 @@ void Session::Impl::check_loss(const LossInput& input) const {
             "[loss] Expected rows below the pass's " + std::to_string(passes[static_cast<size_t>(number)]->rows.T) + " but received " + std::to_string(input.row[i]));
     require(input.target[i] >= 0 && input.target[i] < V, "ERR_RANGE", "[loss] Expected targets in 0.." + std::to_string(V - 1) + " but received " + std::to_string(input.target[i]));
   }
+  require(input.index.size() == input.replay.size() && input.weight.size() == input.replay.size(), "ERR_SHAPE",
+          "[loss] Expected replay, index and weight to have one length but received " + std::to_string(input.replay.size()) + ", " + std::to_string(input.index.size()) + " and " +
+              std::to_string(input.weight.size()));
+  for (size_t q = 0; q < input.replay.size(); ++q) {
+    require(input.replay[q] >= 0 && static_cast<size_t>(input.replay[q]) < replays.size(), "ERR_RANGE",
+            "[loss] Expected replays in 0.." + std::to_string(static_cast<int64_t>(replays.size()) - 1) + " but received " + std::to_string(input.replay[q]));
+    const ReplayStep& step = *replays[static_cast<size_t>(input.replay[q])];
+    require(step.u && std::count(step.blocks.begin(), step.blocks.end(), input.index[q]) == 1, "ERR_RANGE",
+            "[loss] Expected sequences that have a super-resolution loss in replay " + std::to_string(input.replay[q]) + " but received index " + std::to_string(input.index[q]));
+  }
 }
 
 Buffer Session::Impl::gather_hidden(const LossInput& input, size_t first, size_t count) {
@@ -57,6 +67,11 @@ LossOutput Session::loss(const LossInput& input) {
   float* dhead = s.model->parameters.gradient(s.model->spec.text.tied ? "model.embed_tokens.weight" : "lm_head.weight");
   LossOutput output;
   output.losses.resize(R), output.argmax.resize(R);
+  for (size_t q = 0; q < input.replay.size(); ++q) {
+    ReplayStep& step = *s.replays[static_cast<size_t>(input.replay[q])];
+    const auto block = std::find(step.blocks.begin(), step.blocks.end(), input.index[q]) - step.blocks.begin();
+    step.sr_weight[static_cast<size_t>(block)] += input.weight[q];
+  }
   // A loss that ends half-way has added half its gradients: the tape is spent, or a second call would count them twice.
   struct Spend {
     Impl* s;
@@ -80,28 +95,31 @@ LossOutput Session::loss(const LossInput& input) {
   return output;
 }
 
-void Session::Impl::backward_embed(Pass& pass, const float* dx, float* dvisual) {
+void Session::Impl::backward_hidden(int32_t pass, int32_t row, const float* dx, int32_t from_row) {
   const int64_t D = model->spec.text.hidden;
-  std::vector<int32_t> from[2], to[2];
+  Pass& source = *passes[static_cast<size_t>(pass)];
+  if (!source.dhidden) source.dhidden = zeros(source.rows.T * D);
+  model->backend->add_rows(dx, &from_row, source.dhidden->floats(), &row, 1, D);
+}
+
+void Session::Impl::backward_embed(Pass& pass, const float* dx) {
+  const int64_t D = model->spec.text.hidden;
+  float* const stores[kRowKinds] = {model->parameters.gradient("model.embed_tokens.weight"), visual_gradient ? visual_gradient->floats() : nullptr, nullptr, nullptr,
+                                    stored_gradient ? stored_gradient->floats() : nullptr};
+  std::vector<int32_t> from[kRowKinds], to[kRowKinds];
   for (int64_t t = 0; t < pass.rows.T; ++t) {
     const uint8_t kind = pass.input.kind[static_cast<size_t>(t)];
-    if (kind > static_cast<uint8_t>(RowKind::visual)) continue;
     from[kind].push_back(static_cast<int32_t>(t));
     to[kind].push_back(pass.input.index[static_cast<size_t>(t)]);
   }
-  float* dembed = model->parameters.gradient("model.embed_tokens.weight");
-  if (dembed && !to[0].empty()) model->backend->add_rows(dx, from[0].data(), dembed, to[0].data(), static_cast<int64_t>(to[0].size()), D);
-  if (dvisual && !to[1].empty()) model->backend->add_rows(dx, from[1].data(), dvisual, to[1].data(), static_cast<int64_t>(to[1].size()), D);
+  for (size_t kind = 0; kind < kRowKinds; ++kind)
+    if (stores[kind] && !to[kind].empty()) model->backend->add_rows(dx, from[kind].data(), stores[kind], to[kind].data(), static_cast<int64_t>(to[kind].size()), D);
   if (options.detach_latents) return;
-  for (const Pass::Origin& latent : pass.latents) {
-    Pass& source = *passes[static_cast<size_t>(latent.pass)];
-    if (!source.dhidden) source.dhidden = zeros(source.rows.T * D);
-    model->backend->add_rows(dx, &latent.row, source.dhidden->floats(), &latent.source_row, 1, D);
-  }
+  for (const Pass::Origin& latent : pass.latents) backward_hidden(latent.pass, latent.source_row, dx, latent.row);
 }
 
-void Session::Impl::backward_pass(int32_t number, Buffer& dvisual) {
-  Pass& pass = *passes[static_cast<size_t>(number)];
+// penalty: of each router score's square, already divided by their number; times 2 for the gradient.
+void Session::Impl::backward_pass(Pass& pass, float penalty) {
   const TextSpec& spec = model->spec.text;
   const int64_t T = pass.rows.T, D = spec.hidden;
   if (!pass.dhidden) pass.dhidden = zeros(T * D);
@@ -109,15 +127,20 @@ void Session::Impl::backward_pass(int32_t number, Buffer& dvisual) {
   model->backend->rms_norm_grad(pass.dhidden->floats(), pass.final->floats(), model->parameters.vector("model.norm.weight"), pass.rstd->floats(), dx->floats(),
                                 model->parameters.gradient("model.norm.weight"), T, D, false);
   for (int64_t layer = spec.layers - 1; layer >= 0; --layer) {
-    LayerTape& tape = pass.layers[static_cast<size_t>(layer)];
-    if (options.recompute) decoder.recompute(layer, pass.rows, tape);
-    decoder.backward(layer, pass.rows, tape, dx);
-    tape = LayerTape{};
+    LayerRecord& record = pass.layers[static_cast<size_t>(layer)];
+    if (options.recompute) {
+      Buffer x = std::move(record.ordinary.input);
+      decoder.forward({layer, &caches.keys_values, layer}, pass.rows, x, record.ordinary);
+      if (!record.extra.empty()) router.forward(layer, pass.rows, x, true, record.extra);
+    }
+    if (!record.extra.empty()) router.backward(layer, record.extra, 2 * penalty, dx);
+    decoder.backward({layer, &caches.keys_values, layer, pass.saliency.get()}, pass.rows, record.ordinary, dx);
+    record = LayerRecord{};
   }
-  backward_embed(pass, dx->floats(), dvisual ? dvisual->floats() : nullptr);
+  backward_embed(pass, dx->floats());
 }
 
-void Session::backward() {
+void Session::backward(float router_penalty) {
   Impl& s = *impl_;
   require(s.options.training, "ERR_ARGUMENT", "[backward] Expected a training session");
   require(!s.passes.empty(), "ERR_ARGUMENT", "[backward] Expected at least one pass since the last backward");
@@ -126,14 +149,30 @@ void Session::backward() {
     Impl& s;
     ~Spend() { s.drop_tape(); }
   } spend{s};
-  s.cache.zero_gradients();
+  s.caches.zero_gradients();
   const int64_t width = s.model->spec.vision.out_width;
   s.visual_gradient.reset();
   s.visual_gradient_rows = s.visual_rows;
   if (s.visual_rows > 0) s.visual_gradient = s.zeros(s.visual_rows * width);
-  for (int32_t number = static_cast<int32_t>(s.passes.size()) - 1; number >= 0; --number) s.backward_pass(number, s.visual_gradient);
+  if (s.stored_rows > 0) s.stored_gradient = s.zeros(s.stored_rows * s.model->spec.text.hidden);
+  const float penalty = s.figures.scores > 0 ? router_penalty / static_cast<float>(s.figures.scores) : 0.0f;
+  for (auto event = s.events.rbegin(); event != s.events.rend(); ++event) {
+    if (event->kind == Event::pass) {
+      s.backward_pass(*s.passes[event->number], penalty);
+    } else if (event->kind == Event::replay) {
+      s.backward_replay(*s.replays[event->number]);
+    } else if (!s.options.detach_latents) {
+      const KeptLatents& kept = s.kept_latents[event->number];
+      for (size_t i = 0; i < kept.pass.size(); ++i)
+        s.backward_hidden(kept.pass[i], kept.row[i], s.stored_gradient->floats(), static_cast<int32_t>(kept.first_row + static_cast<int64_t>(i)));
+    }
+  }
   for (auto picture = s.pictures.rbegin(); picture != s.pictures.rend(); ++picture)
     s.vision.backward(picture->second, s.visual_gradient->floats() + picture->first * width);
+  for (auto& [layer, scores] : s.collected_scores) {  // a tape that is given up moves no threshold
+    std::vector<float>& all = s.model->router_scores[layer];
+    all.insert(all.end(), scores.begin(), scores.end());
+  }
 }
 
 }  // namespace plumbline

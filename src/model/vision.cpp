@@ -58,39 +58,32 @@ int64_t Vision::tokens_of(const std::vector<int32_t>& sizes) const {
   return tokens;
 }
 
-void Vision::prepare(const std::vector<uint8_t>& frames, const std::vector<int32_t>& sizes, VisionTape* tape) {
+void Vision::prepare(const std::vector<int32_t>& sizes, const std::function<void(size_t, float*)>& fill, VisionTape* tape) {
   const VisionSpec& vision = model_.spec.vision;
   VisionLayout& layout = tape->layout;
   const int64_t head_dim = vision.width / vision.heads, half = head_dim / 2, side = int64_t{vision.patch} * vision.merge;
   layout.cu_patches.assign(1, 0);
-  size_t bytes = 0;
   for (size_t i = 0; i + 2 < sizes.size(); i += 3) {
     const int64_t count = sizes[i], height = sizes[i + 1], width = sizes[i + 2];
     require(count > 0 && height > 0 && width > 0 && height % side == 0 && width % side == 0, "ERR_SHAPE",
             "[encode] Expected picture sizes to be positive multiples of " + std::to_string(side) + " but received " + std::to_string(height) + " x " +
                 std::to_string(width) + " with " + std::to_string(count) + " frames");
-    bytes += static_cast<size_t>(count * height * width * 3);
     for (int64_t frame = 0; frame < (count + vision.temporal - 1) / vision.temporal; ++frame) {
       layout.frame_patches.push_back(static_cast<int32_t>(height / vision.patch * (width / vision.patch)));
       layout.n += layout.frame_patches.back();
       layout.cu_patches.push_back(static_cast<int32_t>(layout.n));
     }
   }
-  require(bytes == frames.size(), "ERR_SHAPE",
-          "[encode] Expected frames to hold " + std::to_string(bytes) + " bytes (RGB of all sizes) but received " + std::to_string(frames.size()));
   tape->tokens = tokens_of(sizes);
   tape->rows = pool_.take(layout.n * patch_width());
   layout.cos = pool_.take(layout.n * half), layout.sin = pool_.take(layout.n * half);
   std::vector<float> cos(static_cast<size_t>(layout.n * half)), sin(cos.size());
-  const uint8_t* picture = frames.data();
   int64_t row = 0;
   for (size_t i = 0; i + 2 < sizes.size(); i += 3) {
-    model_.backend->patch_rows(picture, sizes[i], sizes[i + 1], sizes[i + 2], vision.patch, vision.merge, vision.temporal, vision.image_mean.data(),
-                               vision.image_std.data(), tape->rows->floats() + row * patch_width());
+    fill(i / 3, tape->rows->floats() + row * patch_width());
     const int64_t t = (sizes[i] + vision.temporal - 1) / vision.temporal, h = sizes[i + 1] / vision.patch, w = sizes[i + 2] / vision.patch;
     vision_rotary_table(t, h, w, vision.merge, head_dim, cos.data() + row * half, sin.data() + row * half);
     row += t * h * w;
-    picture += static_cast<size_t>(sizes[i]) * static_cast<size_t>(sizes[i + 1]) * static_cast<size_t>(sizes[i + 2]) * 3;
   }
   model_.backend->upload(layout.cos->data(), cos.data(), cos.size() * sizeof(float));
   model_.backend->upload(layout.sin->data(), sin.data(), sin.size() * sizeof(float));
@@ -153,8 +146,41 @@ void Vision::block_forward(int64_t index, const VisionLayout& layout, Buffer& x,
 
 Buffer Vision::forward(const std::vector<uint8_t>& frames, const std::vector<int32_t>& sizes, bool keep, bool recompute, VisionTape* tape) {
   const VisionSpec& vision = model_.spec.vision;
+  std::vector<size_t> start{0};
+  for (size_t i = 0; i + 2 < sizes.size(); i += 3)
+    start.push_back(start.back() + static_cast<size_t>(sizes[i]) * static_cast<size_t>(sizes[i + 1]) * static_cast<size_t>(sizes[i + 2]) * 3);
+  require(start.back() == frames.size(), "ERR_SHAPE",
+          "[encode] Expected frames to hold " + std::to_string(start.back()) + " bytes (RGB of all sizes) but received " + std::to_string(frames.size()));
+  prepare(sizes, [&](size_t picture, float* rows) {
+    const int32_t* size = sizes.data() + 3 * picture;
+    model_.backend->patch_rows(frames.data() + start[picture], size[0], size[1], size[2], vision.patch, vision.merge, vision.temporal, vision.image_mean.data(),
+                               vision.image_std.data(), rows);
+  }, tape);
+  return run(keep, recompute, tape);
+}
+
+Buffer Vision::forward_crops(const std::vector<CropPatches>& crops, bool keep, bool recompute, std::vector<std::vector<uint8_t>>* pixels, VisionTape* tape) {
+  const VisionSpec& vision = model_.spec.vision;
+  std::vector<int32_t> sizes;
+  for (const CropPatches& crop : crops) sizes.insert(sizes.end(), {1, crop.to_height, crop.to_width});
+  if (pixels) pixels->resize(crops.size());
+  prepare(sizes, [&](size_t picture, float* rows) {
+    CropPatches crop = crops[picture];
+    crop.patch = vision.patch, crop.merge = vision.merge, crop.temporal = vision.temporal;
+    crop.mean_3 = vision.image_mean.data(), crop.std_3 = vision.image_std.data();
+    uint8_t* resized = nullptr;
+    if (pixels) {
+      (*pixels)[picture].resize(static_cast<size_t>(crop.to_height) * static_cast<size_t>(crop.to_width) * 3);
+      resized = (*pixels)[picture].data();
+    }
+    model_.backend->crop_patches(crop, rows, resized);
+  }, tape);
+  return run(keep, recompute, tape);
+}
+
+Buffer Vision::run(bool keep, bool recompute, VisionTape* tape) {
+  const VisionSpec& vision = model_.spec.vision;
   Backend& backend = *model_.backend;
-  prepare(frames, sizes, tape);
   const int64_t n = tape->layout.n, W = vision.width, unit = int64_t{vision.merge} * vision.merge;
   Buffer x = pool_.take(n * W);
   backend.linear(tape->rows->floats(), model_.parameters.weight("visual.patch_embed.proj.weight"), nullptr, x->floats(), n, false);

@@ -2,6 +2,7 @@
 // Vision tower and merger of Qwen2-VL, forward and backward (algorithms, section 1): patches -> linear -> blocks (LayerNorm,
 // full attention within a frame, 2-D rotary, MLP) -> LayerNorm, merge x merge neighbours side by side, linear, GELU, linear.
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -41,12 +42,16 @@ class Vision {
   // frames: uint8 RGB pictures one after another; sizes [n, 3] = frames, height, width (multiples of patch * merge). Writes
   // [tokens, out_width]. keep: `tape` gets what backward needs; recompute: of each block its input only.
   Buffer forward(const std::vector<uint8_t>& frames, const std::vector<int32_t>& sizes, bool keep, bool recompute, VisionTape* tape);
+  // The same for pictures cut out of others (replay targets), whose patch rows crop_patches makes. pixels, when not null: the resized crops.
+  Buffer forward_crops(const std::vector<CropPatches>& crops, bool keep, bool recompute, std::vector<std::vector<uint8_t>>* pixels, VisionTape* tape);
   // dtokens [tokens, out_width]; adds to parameter gradients.
   void backward(VisionTape& tape, const float* dtokens);
   int64_t tokens_of(const std::vector<int32_t>& sizes) const;
 
  private:
-  void prepare(const std::vector<uint8_t>& frames, const std::vector<int32_t>& sizes, VisionTape* tape);
+  // sizes [n, 3]; fill(picture, rows) makes the patch rows of one picture.
+  void prepare(const std::vector<int32_t>& sizes, const std::function<void(size_t, float*)>& fill, VisionTape* tape);
+  Buffer run(bool keep, bool recompute, VisionTape* tape);
   void block_forward(int64_t index, const VisionLayout& layout, Buffer& x, VisionBlockTape& tape);
   void block_backward(int64_t index, const VisionLayout& layout, const VisionBlockTape& tape, float* dx);
   void attention_backward(const std::string& base, const VisionLayout& layout, const VisionBlockTape& tape, float* dx);

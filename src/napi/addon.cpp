@@ -2,6 +2,7 @@
 #include "bind_model.h"
 #include "bind_ops.h"
 #include "bind_session.h"
+#include "bind_tensor.h"
 
 namespace plumbline {
 namespace {
@@ -50,6 +51,7 @@ Napi::Value live_objects(const Napi::CallbackInfo& info) {
     Napi::Object result = Napi::Object::New(info.Env());
     result.Set("models", static_cast<double>(live.models));
     result.Set("sessions", static_cast<double>(live.sessions));
+    result.Set("tensors", static_cast<double>(live.tensors));
     result.Set("bytes", static_cast<double>(live.bytes));
     return result;
   });
@@ -63,9 +65,15 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   export_attention_ops(env, ops);
   export_linear_ops(env, ops);
   export_image_ops(env, ops);
+  export_saliency_ops(env, ops);
+  export_replay_ops(env, ops);
+  export_routing_ops(env, ops);
+  export_routed_row_ops(env, ops);
+  export_ragged_ops(env, ops);
   exports.Set("CancelToken", CancelToken::define(env));
   exports.Set("Model", ModelBinding::define(env));
   exports.Set("Session", SessionBinding::define(env));
+  exports.Set("Tensor", TensorBinding::define(env));
   exports.Set("ops", ops);
   exports.Set("buildInfo", Napi::Function::New<build_info>(env, "buildInfo"));
   exports.Set("setThreads", Napi::Function::New<set_threads>(env, "setThreads"));

@@ -80,14 +80,18 @@ void Argument::reject(const char* code, const std::string& expected) const {
   fail(code, std::string("[") + op_ + "] Expected " + name_ + " to be " + expected + " but received " + describe(value_));
 }
 
+void Argument::expect_count(int64_t expected, int64_t received) const {
+  require(expected == kAnyCount || expected == received, "ERR_SHAPE",
+          std::string("[") + op_ + "] Expected " + name_ + " to have " + std::to_string(expected) + " elements but received " + std::to_string(received));
+}
+
 bool Argument::is_array_of(napi_typedarray_type type) const { return value_.IsTypedArray() && view(value_).type == type; }
 
 template <typename T>
 std::vector<T> Argument::copy(napi_typedarray_type type, int64_t count) const {
   if (!is_array_of(type)) reject("ERR_DTYPE", std::string(array_name(type)[0] == 'I' ? "an " : "a ") + array_name(type));
   const ArrayView array = view(value_);
-  require(count == kAnyCount || array.length == static_cast<size_t>(count), "ERR_SHAPE",
-          std::string("[") + op_ + "] Expected " + name_ + " to have " + std::to_string(count) + " elements but received " + std::to_string(array.length));
+  expect_count(count, static_cast<int64_t>(array.length));
   std::vector<T> values(array.length);
   if (array.length > 0) std::memcpy(values.data(), array.data, array.length * sizeof(T));
   return values;
@@ -112,6 +116,11 @@ double Argument::number(double min, double max) const {
   const double value = value_.As<Napi::Number>().DoubleValue();
   if (!(std::isfinite(value) && value >= min && value <= max)) reject("ERR_RANGE", expected);
   return value;
+}
+
+double Argument::real() const {
+  if (!value_.IsNumber()) reject("ERR_ARGUMENT", "a number");
+  return value_.As<Napi::Number>().DoubleValue();
 }
 
 bool Argument::boolean() const {

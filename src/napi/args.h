@@ -34,6 +34,7 @@ class Argument {
 
   int64_t integer(int64_t min, int64_t max) const;
   double number(double min, double max) const;  // finite, within [min, max]
+  double real() const;                          // any number, NaN and infinity too
   bool boolean() const;
   std::string string() const;
   size_t choice(std::initializer_list<const char*> choices) const;  // index of the word received
@@ -41,6 +42,7 @@ class Argument {
   std::vector<Argument> elements(uint32_t max_count) const;         // of an Array
 
   [[noreturn]] void reject(const char* code, const std::string& expected) const;  // "... but received <this value>"
+  void expect_count(int64_t expected, int64_t received) const;                    // ERR_SHAPE; kAnyCount accepts all
 
  private:
   template <typename T>

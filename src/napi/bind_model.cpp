@@ -27,6 +27,7 @@ Napi::Function ModelBinding::define(Napi::Env env) {
                       InstanceMethod<&ModelBinding::write_parameter>("writeParameter"), InstanceMethod<&ModelBinding::initialize>("initialize"),
                       InstanceMethod<&ModelBinding::enable_training>("enableTraining"), InstanceMethod<&ModelBinding::zero_gradients>("zeroGradients"),
                       InstanceMethod<&ModelBinding::optimizer_step>("optimizerStep"), InstanceMethod<&ModelBinding::gradient_norm>("gradientNorm"),
+                      InstanceMethod<&ModelBinding::update_thresholds>("updateThresholds"),
                       InstanceMethod<&ModelBinding::dispose>("dispose")});
 }
 
@@ -214,6 +215,7 @@ Napi::Value ModelBinding::zero_gradients(const Napi::CallbackInfo& info) {
   return promised(info.Env(), [&] {
     return submit(info.Env(), "zeroGradients", nullptr, [](Model& model, const CancelFlag&) {
       model.parameters.zero_gradients();
+      model.router_scores.clear();
       return reply_nothing();
     });
   });
@@ -241,6 +243,18 @@ Napi::Value ModelBinding::optimizer_step(const Napi::CallbackInfo& info) {
 Napi::Value ModelBinding::gradient_norm(const Napi::CallbackInfo& info) {
   return promised(info.Env(), [&] {
     return submit(info.Env(), "gradientNorm", nullptr, [](Model& model, const CancelFlag&) { return reply_number(model.parameters.gradient_norm()); });
+  });
+}
+
+Napi::Value ModelBinding::update_thresholds(const Napi::CallbackInfo& info) {
+  return promised(info.Env(), [&] {
+    const Arguments arguments("updateThresholds", info);
+    living("updateThresholds");
+    const double rate = arguments.at(0, "rate").number(0, 1), fraction = arguments.at(1, "fraction").number(0, 1);
+    return submit(info.Env(), "updateThresholds", nullptr, [rate, fraction](Model& model, const CancelFlag&) {
+      ThresholdUpdate update = plumbline::update_thresholds(model, rate, fraction);
+      return reply_arrays(std::make_pair("layers", std::move(update.layers)), std::make_pair("thresholds", std::move(update.thresholds)));
+    });
   });
 }
 

@@ -1,5 +1,5 @@
 #pragma once
-// `ops` of lib/native.ts: Backend methods on copied typed arrays. One bind_ file per family.
+// `ops` of lib/native.ts: Backend methods on copied typed arrays (and, through float_arrays.h, Tensors). One bind_ file per family.
 #include <napi.h>
 
 #include "args.h"
@@ -14,6 +14,11 @@ void export_activation_ops(Napi::Env env, Napi::Object ops);
 void export_attention_ops(Napi::Env env, Napi::Object ops);
 void export_linear_ops(Napi::Env env, Napi::Object ops);
 void export_image_ops(Napi::Env env, Napi::Object ops);
+void export_saliency_ops(Napi::Env env, Napi::Object ops);
+void export_replay_ops(Napi::Env env, Napi::Object ops);
+void export_routing_ops(Napi::Env env, Napi::Object ops);
+void export_routed_row_ops(Napi::Env env, Napi::Object ops);
+void export_ragged_ops(Napi::Env env, Napi::Object ops);
 Napi::Value bench(const Napi::CallbackInfo& info);
 
 inline Napi::Value submit_op(const Napi::CallbackInfo& info, const Argument& token, DeviceWork work) {

@@ -1,79 +1,32 @@
 #include "bind_session.h"
 
-#include <algorithm>
 #include <limits>
 
 #include "bind_model.h"
 #include "cancel_token.h"
+#include "read_session.h"
 #include "reply.h"
 
 namespace plumbline {
 namespace {
 
 constexpr int32_t kMaxId = std::numeric_limits<int32_t>::max();
-constexpr int64_t kMaxPosition = int64_t{1} << 24;  // beyond it a float cannot tell neighbours apart
-constexpr int64_t kMaxSide = int64_t{1} << 20, kMaxFrames = int64_t{1} << 16;
 
-void check_values(const char* op, const char* name, const std::vector<int32_t>& values, int64_t end) {
-  for (size_t i = 0; i < values.size(); ++i)
-    require(values[i] >= 0 && values[i] < end, "ERR_RANGE",
-            std::string("[") + op + "] Expected " + name + " in 0.." + std::to_string(end - 1) + " but received " + std::to_string(values[i]) + " at " + std::to_string(i));
-}
 
-// The session checks what depends on its state: sequences, token ids, visual rows, earlier passes.
-PassInput read_pass(const Argument& from, int64_t hidden) {
-  PassInput pass;
-  pass.sequences = from.field("sequences").i32();
-  pass.cu_seqlens = from.field("cuSeqlens").i32(static_cast<int64_t>(pass.sequences.size()) + 1);
-  pass.kind = from.field("kind").u8();
-  const int64_t T = static_cast<int64_t>(pass.kind.size());
-  pass.index = from.field("index").i32(T);
-  pass.positions = from.field("positions").i32(3 * T);
-  check_offsets(from.op(), "cuSeqlens", pass.cu_seqlens, T);
-  std::vector<int32_t> sorted = pass.sequences;
-  std::sort(sorted.begin(), sorted.end());
-  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
-  require(twice == sorted.end(), "ERR_ARGUMENT", "[extend] Expected each sequence once in a pass but received id " + std::to_string(twice == sorted.end() ? 0 : *twice) + " twice");
-  for (int64_t t = 0; t < T; ++t)
-    require(pass.kind[static_cast<size_t>(t)] <= 3, "ERR_RANGE", "[extend] Expected kind in 0..3 but received " + std::to_string(pass.kind[static_cast<size_t>(t)]) + " at " + std::to_string(t));
-  check_values("extend", "positions", pass.positions, kMaxPosition);
-  const Argument embeddings = from.field("embeddings"), logit_rows = from.field("logitRows"), hidden_rows = from.field("hiddenRows"), keep = from.field("keepLayerInputs");
-  if (!embeddings.absent()) pass.embeddings = embeddings.f32();
-  require(pass.embeddings.size() % static_cast<size_t>(hidden) == 0, "ERR_SHAPE",
-          "[extend] Expected embeddings to be rows of " + std::to_string(hidden) + " but received " + std::to_string(pass.embeddings.size()) + " elements");
-  if (!logit_rows.absent()) pass.logit_rows = logit_rows.i32();
-  if (!hidden_rows.absent()) pass.hidden_rows = hidden_rows.i32();
-  check_values("extend", "logitRows", pass.logit_rows, T);
-  check_values("extend", "hiddenRows", pass.hidden_rows, T);
-  if (!keep.absent()) pass.keep_layer_inputs = keep.boolean();
-  return pass;
-}
-
-LossInput read_loss(const Argument& from) {
-  LossInput loss;
-  loss.pass = from.field("pass").i32();
-  const int64_t R = static_cast<int64_t>(loss.pass.size());
-  loss.row = from.field("row").i32(R);
-  loss.target = from.field("target").i32(R);
-  loss.scale = static_cast<float>(from.field("scale").number(-1e30, 1e30));
-  return loss;
-}
-
-// sizes [n, 3] against the bytes of the frames; keeps every later product inside 64 bits.
-void check_pictures(const std::vector<int32_t>& sizes, size_t bytes, const VisionSpec& vision) {
-  require(!sizes.empty() && sizes.size() % 3 == 0, "ERR_SHAPE", "[encode] Expected sizes to be n * 3 numbers with n of at least 1 but received " + std::to_string(sizes.size()));
-  const int64_t unit = int64_t{vision.patch} * vision.merge;
-  uint64_t wanted = 0;
-  for (size_t i = 0; i < sizes.size(); i += 3) {
-    const int64_t frames = sizes[i], height = sizes[i + 1], width = sizes[i + 2];
-    const std::string received = " but received " + std::to_string(frames) + " frames of " + std::to_string(height) + " x " + std::to_string(width);
-    require(frames > 0 && frames <= kMaxFrames && height > 0 && height <= kMaxSide && width > 0 && width <= kMaxSide, "ERR_RANGE",
-            "[encode] Expected 1 to " + std::to_string(kMaxFrames) + " frames with sides of 1 to " + std::to_string(kMaxSide) + received);
-    require(height % unit == 0 && width % unit == 0, "ERR_SHAPE", "[encode] Expected sides to be multiples of patch * merge = " + std::to_string(unit) + received);
-    wanted += static_cast<uint64_t>(frames) * static_cast<uint64_t>(height) * static_cast<uint64_t>(width) * 3;
-    require(wanted <= bytes, "ERR_SHAPE", "[encode] Expected frames to have at least " + std::to_string(wanted) + " bytes but received " + std::to_string(bytes));
+Napi::Value routing_array(Napi::Env env, const std::vector<RoutingTrace>& traces) {
+  Napi::Array array = Napi::Array::New(env, traces.size());
+  for (uint32_t i = 0; i < traces.size(); ++i) {
+    const RoutingTrace& trace = traces[i];
+    Napi::Object entry = Napi::Object::New(env);
+    entry.Set("layer", trace.layer);
+    entry.Set("depth", trace.depth);
+    entry.Set("candidates", to_array(env, trace.candidates));
+    entry.Set("scores", to_array(env, trace.scores));
+    entry.Set("gates", to_array(env, trace.gates));
+    entry.Set("routed", to_array(env, trace.routed));
+    array.Set(i, entry);
   }
-  require(wanted == bytes, "ERR_SHAPE", "[encode] Expected frames to have " + std::to_string(wanted) + " bytes but received " + std::to_string(bytes));
+  return array;
 }
 
 }  // namespace
@@ -84,6 +37,10 @@ int32_t SessionBinding::State::native_id(const char* op, int32_t id) const {
   return found->second;
 }
 
+void SessionBinding::State::to_native(const char* op, std::vector<int32_t>* sequences) const {
+  for (int32_t& sequence : *sequences) sequence = native_id(op, sequence);
+}
+
 void SessionBinding::State::forget_dead() {
   for (auto entry = ids.begin(); entry != ids.end();) entry = session.has(entry->second) ? std::next(entry) : ids.erase(entry);
 }
@@ -91,7 +48,10 @@ void SessionBinding::State::forget_dead() {
 Napi::Function SessionBinding::define(Napi::Env env) {
   return DefineClass(env, "Session",
                      {InstanceMethod<&SessionBinding::add>("add"), InstanceMethod<&SessionBinding::fork>("fork"), InstanceMethod<&SessionBinding::free>("free"),
-                      InstanceMethod<&SessionBinding::encode>("encode"), InstanceMethod<&SessionBinding::extend>("extend"), InstanceMethod<&SessionBinding::loss>("loss"),
+                      InstanceMethod<&SessionBinding::encode>("encode"), InstanceMethod<&SessionBinding::extend>("extend"),
+                      InstanceMethod<&SessionBinding::set_pictures>("setPictures"), InstanceMethod<&SessionBinding::replay>("replay"),
+                      InstanceMethod<&SessionBinding::keep_latents>("keepLatents"), InstanceMethod<&SessionBinding::restart>("restart"),
+                      InstanceMethod<&SessionBinding::read_replay>("readReplay"), InstanceMethod<&SessionBinding::routing_figures>("routingFigures"), InstanceMethod<&SessionBinding::loss>("loss"),
                       InstanceMethod<&SessionBinding::backward>("backward"), InstanceMethod<&SessionBinding::reset>("reset"), InstanceMethod<&SessionBinding::read>("read"),
                       InstanceMethod<&SessionBinding::token_forwards>("tokenForwards"), InstanceMethod<&SessionBinding::bytes>("bytes"),
                       InstanceMethod<&SessionBinding::dispose>("dispose")});
@@ -100,12 +60,7 @@ Napi::Function SessionBinding::define(Napi::Env env) {
 SessionBinding::SessionBinding(const Napi::CallbackInfo& info) : ObjectWrap(info), environment_(Environment::of(info.Env())) {
   guarded(info.Env(), [&] {
     const std::shared_ptr<Model> model = ModelBinding::read(Argument("Session", "model", info[0]));
-    const Argument from("Session", "options", info[1]);
-    SessionOptions options;
-    options.training = from.field("training").boolean();
-    options.recompute = from.field("recompute").boolean();
-    options.detach_latents = from.field("detachLatents").boolean();
-    options.vision_gradient = from.field("visionGradient").boolean();
+    const SessionOptions options = read_session_options(Argument("Session", "options", info[1]));
     state_ = std::make_shared<State>(model, options);
     spec_ = model->spec;
     environment_->live.sessions += 1;
@@ -198,13 +153,15 @@ Napi::Value SessionBinding::extend(const Napi::CallbackInfo& info) {
     PassInput pass = read_pass(arguments.at(0, "pass"), spec_.text.hidden);
     const auto token = read_token(arguments.at(1, "token"));
     return submit(info.Env(), "extend", token, [pass = std::move(pass)](State& state) mutable {
-      for (int32_t& sequence : pass.sequences) sequence = state.native_id("extend", sequence);
-      PassOutput output = state.session.extend(pass);
-      return [output = std::move(output)](Napi::Env env) -> Napi::Value {
+      state.to_native("extend", &pass.sequences);
+      const bool traced = pass.trace_routing;
+      PassOutput output = state.session.extend(std::move(pass));
+      return [output = std::move(output), traced](Napi::Env env) -> Napi::Value {
         Napi::Object result = Napi::Object::New(env);
         result.Set("pass", output.pass);
         result.Set("logits", to_array(env, output.logits));
         result.Set("hidden", to_array(env, output.hidden));
+        if (traced) result.Set("routing", routing_array(env, output.routing));
         return result;
       };
     });
@@ -228,10 +185,12 @@ Napi::Value SessionBinding::loss(const Napi::CallbackInfo& info) {
 Napi::Value SessionBinding::backward(const Napi::CallbackInfo& info) {
   return promised(info.Env(), [&] {
     living("backward");
-    const auto token = read_token(Argument("backward", "token", info[0]));
-    return submit(info.Env(), "backward", token, [](State& state) {
+    const Arguments arguments("backward", info);
+    const float penalty = static_cast<float>(arguments.at(0, "routerPenalty").number(0, 1e6));
+    const auto token = read_token(arguments.at(1, "token"));
+    return submit(info.Env(), "backward", token, [penalty](State& state) {
       const Forget forget{state};
-      state.session.backward();
+      state.session.backward(penalty);
       return reply_nothing();
     });
   });
@@ -251,8 +210,8 @@ Napi::Value SessionBinding::read(const Napi::CallbackInfo& info) {
   return promised(info.Env(), [&] {
     const Arguments arguments("read", info);
     living("read");
-    constexpr const char* kinds[] = {"layer_input", "hidden", "embeds", "visual", "visual_state", "visual_grad"};
-    const std::string what = kinds[arguments.at(0, "what").choice({"layer_input", "hidden", "embeds", "visual", "visual_state", "visual_grad"})];
+    constexpr const char* kinds[] = {"layer_input", "layer_qkv", "hidden", "embeds", "visual", "visual_state", "visual_grad"};
+    const std::string what = kinds[arguments.at(0, "what").choice({"layer_input", "layer_qkv", "hidden", "embeds", "visual", "visual_state", "visual_grad"})];
     const int32_t pass = static_cast<int32_t>(arguments.at(1, "pass").integer(0, kMaxId));
     const int32_t layer = static_cast<int32_t>(arguments.at(2, "layer").integer(0, kMaxId));
     return submit(info.Env(), "read", nullptr, [what, pass, layer](State& state) {

@@ -23,6 +23,7 @@ class SessionBinding : public Napi::ObjectWrap<SessionBinding> {
   struct State {
     explicit State(std::shared_ptr<Model> model, const SessionOptions& options) : session(std::move(model), options) {}
     int32_t native_id(const char* op, int32_t id) const;
+    void to_native(const char* op, std::vector<int32_t>* sequences) const;
     void forget_dead();
 
     Session session;                            // queue thread
@@ -40,6 +41,12 @@ class SessionBinding : public Napi::ObjectWrap<SessionBinding> {
   Napi::Value free(const Napi::CallbackInfo& info);
   Napi::Value encode(const Napi::CallbackInfo& info);
   Napi::Value extend(const Napi::CallbackInfo& info);
+  Napi::Value set_pictures(const Napi::CallbackInfo& info);
+  Napi::Value replay(const Napi::CallbackInfo& info);
+  Napi::Value keep_latents(const Napi::CallbackInfo& info);
+  Napi::Value restart(const Napi::CallbackInfo& info);
+  Napi::Value read_replay(const Napi::CallbackInfo& info);
+  Napi::Value routing_figures(const Napi::CallbackInfo& info);
   Napi::Value loss(const Napi::CallbackInfo& info);
   Napi::Value backward(const Napi::CallbackInfo& info);
   Napi::Value reset(const Napi::CallbackInfo& info);

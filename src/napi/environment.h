@@ -18,7 +18,7 @@ struct Account {
 };
 
 struct LiveObjects {
-  int64_t models = 0, sessions = 0, bytes = 0;
+  int64_t models = 0, sessions = 0, tensors = 0, bytes = 0;
 };
 
 using DeviceWork = std::function<Reply(CpuBackend&, const CancelFlag&)>;

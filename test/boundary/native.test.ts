@@ -264,7 +264,7 @@ describe('Session', () => {
     [{ cuSeqlens: i32(0, 3) }, 'ERR_RANGE', 'Expected cuSeqlens to end at 2 but received 3'],
     [{ cuSeqlens: i32(1, 2) }, 'ERR_RANGE', 'Expected cuSeqlens to start at 0 but received 1'],
     [{ kind: new Int32Array(2) }, 'ERR_DTYPE', 'Expected pass.kind to be a Uint8Array but received an Int32Array'],
-    [{ kind: Uint8Array.of(0, 4) }, 'ERR_RANGE', 'Expected kind in 0..3 but received 4 at 1'],
+    [{ kind: Uint8Array.of(0, 5) }, 'ERR_RANGE', 'Expected kind in 0..4 but received 5 at 1'],
     [{ index: i32(1) }, 'ERR_SHAPE', 'Expected pass.index to have 2 elements but received 1'],
     [{ index: i32(1, 50) }, 'ERR_RANGE', 'Expected token ids in 0..49 but received 50 at row 1'],
     [{ index: i32(-1, 0) }, 'ERR_RANGE', 'Expected token ids in 0..49 but received -1 at row 0'],
@@ -298,7 +298,7 @@ describe('Session', () => {
     const zero = i32(0);
     await expectRejection(session.loss({ pass: zero, row: zero, target: zero, scale: 1 }), 'ERR_ARGUMENT', '[loss] Expected a training session');
     await expectRejection(session.loss({ pass: zero, row: i32(0, 0), target: zero, scale: 1 }), 'ERR_SHAPE', '[loss] Expected loss.row to have 1 elements but received 2');
-    await expectRejection(session.backward(), 'ERR_ARGUMENT', '[backward] Expected a training session');
+    await expectRejection(session.backward(0), 'ERR_ARGUMENT', '[backward] Expected a training session');
     await expectRejection(session.free(99), 'ERR_ARGUMENT', '[free] Expected a live sequence of this session but received id 99');
     await expectRejection(session.fork(99), 'ERR_ARGUMENT', '[fork] Expected a live sequence of this session but received id 99');
     await expectRejection((session as unknown as Loose).free!(0.5), 'ERR_RANGE', '[free] Expected sequence to be an integer from 0 to 2147483647 but received 0.5');

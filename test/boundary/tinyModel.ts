@@ -1,4 +1,4 @@
-import type { NativeModelSpec, NativePass } from '../../lib/native';
+import type { NativeExtraSpec, NativeModelSpec, NativePass, NativeReplaySpec, NativeRoutingSpec } from '../../lib/native';
 
 /** The smallest model with every part: 2 layers, grouped heads, one vision block, one merged token per 4x4 pixels. */
 export function tinySpec(): NativeModelSpec {
@@ -26,3 +26,17 @@ export function tokenPass(sequence: number, tokens: readonly number[]): NativePa
     positions: Int32Array.from({ length: 3 * T }, (_, i) => i % T),
   };
 }
+
+/** Replay and routing of the tiny model, and the parameters that they use. */
+export const REPLAY: NativeReplaySpec = Object.freeze({
+  patches: 2, window: 2, grid: 0, weights: 'mean-preserving', mix: false, reselectUsed: false, topkOrder: false, saliencyGradient: true,
+  tokenSr: true, srInput: 'weighted', srAdded: true, targetGradient: false, officialCrop: false,
+});
+export const ROUTING: NativeRoutingSpec = Object.freeze({
+  layers: [0, 1], rule: 'prefix-topk', router: 'linear', alpha: 2, maxDepth: 3, gate: 'sigmoid', fusion: 'interpolate', misordered: false,
+});
+export const EXTRAS: readonly NativeExtraSpec[] = Object.freeze([
+  ...[0, 1].flatMap((layer) => [{ name: `router.${layer}.weight`, shape: [1, 16] }, { name: `router.${layer}.bias`, shape: [1] }, { name: `router.${layer}.threshold`, shape: [1] }]),
+  ...[2, 3].map((depth) => ({ name: `step.${depth}`, shape: [16] })),
+  ...[0, 2].flatMap((part) => [{ name: `token_sr.${part}.weight`, shape: [16, 16] }, { name: `token_sr.${part}.bias`, shape: [16] }]),
+]);

@@ -46,7 +46,7 @@ test('a pending job keeps the process alive until it settles; an idle addon does
 (process.platform === 'linux' ? test : test.skip)('loading starts no thread and asks for no memory', async () => {
   const script = `const { readdirSync } = require('node:fs'); const threads = () => readdirSync('/proc/self/task').length;
     require('node-gyp-build'); const before = threads(); ${load} console.log(threads() - before, JSON.stringify(addon.liveObjects()));`;
-  expect((await run(script)).output).toBe('0 {"models":0,"sessions":0,"bytes":0}\n');
+  expect((await run(script)).output).toBe('0 {"models":0,"sessions":0,"tensors":0,"bytes":0}\n');
 });
 
 test('20 worker threads compute side by side, and terminate() in the middle of their jobs leaves the process well', async () => {

@@ -51,7 +51,7 @@ test('every method of a disposed object says so', async () => {
     () => model.optimizerStep({ learningRate: 1, beta1: 0, beta2: 0, epsilon: 0, weightDecay: 0, maxNorm: 0, step: 1 }),
     () => session.add(), () => session.fork(0), () => session.free(0), () => session.encode(new Uint8Array(48), Int32Array.of(1, 4, 4)),
     () => session.extend(tokenPass(0, [1])), () => session.loss({ pass: new Int32Array(1), row: new Int32Array(1), target: new Int32Array(1), scale: 1 }),
-    () => session.backward(), () => session.reset(), () => session.read('visual', 0, 0), () => session.tokenForwards(), () => session.bytes(),
+    () => session.backward(0), () => session.reset(), () => session.read('visual', 0, 0), () => session.tokenForwards(), () => session.bytes(),
     () => new (native().Session)(model, inference),
   ];
   for (const call of calls) {
@@ -111,7 +111,7 @@ const once = (disposal: string) => `
   await session.encode(new Uint8Array(48), Int32Array.of(1, 4, 4));
   await session.extend({ sequences: Int32Array.of(id), cuSeqlens: Int32Array.of(0, 3), kind: Uint8Array.of(0, 1, 0), index: Int32Array.of(1, 0, 2), positions: new Int32Array(9) });
   await session.loss({ pass: Int32Array.of(0, 0), row: Int32Array.of(1, 2), target: Int32Array.of(3, 4), scale: 0.5 });
-  await session.backward();
+  await session.backward(0);
   await session.extend({}).catch(() => {});
   ${disposal}`;
 

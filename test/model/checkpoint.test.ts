@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { openCheckpoint } from '../../lib/model/checkpoint';
 import { LatentModel } from '../../lib/latentModel';
 import { estimateMemory } from '../../lib/model/memory';
+import { PLAIN, presetJson } from '../../lib/model/preset';
 import { readHeader, readTensor, writeSafetensors, type TensorSource } from '../../lib/model/safetensors';
 import { native } from '../../lib/native';
 
@@ -56,11 +57,11 @@ test('an opened checkpoint says what it is', async () => {
 
 test('every weight arrives where it belongs', async () => {
   using model = await LatentModel.load(folder);
-  const header = await readHeader(path('model.safetensors'));
+  const headers = [await readHeader(path('model.safetensors')), await readHeader(path('plumbline.safetensors'))];
   const loaded = await values(model);
-  expect([...loaded.keys()].sort()).toEqual([...header.tensors.keys()].sort());
+  expect([...loaded.keys()].sort()).toEqual(headers.flatMap(({ tensors }) => [...tensors.keys()]).sort());
   for (const [name, got] of loaded) {
-    const bytes = new Uint8Array(await readTensor(header, name));
+    const bytes = new Uint8Array(await readTensor(headers.find(({ tensors }) => tensors.has(name))!, name));
     expect(got).toEqual([...new Float32Array(bytes.buffer)]);
   }
 });
@@ -219,7 +220,7 @@ describe('a checkpoint is refused by name', () => {
 test('the estimate is what the addon takes', async () => {
   for (const dtype of ['f32', 'bf16'] as const) {
     using model = await LatentModel.load(folder, { dtype });
-    const { weightBytes, trainingBytes, parameters } = estimateMemory(model.config, dtype);
+    const { weightBytes, trainingBytes, parameters } = estimateMemory(model.config, dtype, (await openCheckpoint(folder)).extras.tensors);
     // Each parameter is padded to 64 bytes or so.
     const slack = 256 * model.native.parameters().length;
     expect(Math.abs(model.native.bytes() - weightBytes)).toBeLessThan(slack);
@@ -251,7 +252,7 @@ describe('saving', () => {
     ]);
     expect(readJson('out/config.json')).toEqual({ ...readJson('config.json'), torch_dtype: dtype === 'bf16' ? 'bfloat16' : 'float32' });
     expect(readJson('out/preprocessor_config.json')).toEqual(readJson('preprocessor_config.json'));
-    expect(readJson('out/plumbline.json')).toEqual({ ...readJson('plumbline.json'), latentSteps: 9 });
+    expect(readJson('out/plumbline.json')).toEqual({ ...readJson('plumbline.json'), format: 2, latentSteps: 9, switches: presetJson(PLAIN) });
     expect(readFileSync(path('out/plumbline.safetensors'))).toEqual(readFileSync(path('plumbline.safetensors')));
     expect((await readHeader(path('out/model.safetensors'))).metadata).toEqual({ format: 'pt' });
     using again = await LatentModel.load(path('out'));

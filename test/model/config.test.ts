@@ -1,6 +1,7 @@
 import { configJson, newConfig, parseConfig, toNativeSpec, type NewModelConfig } from '../../lib/model/config';
 import { imageSettingsJson, parseImageSettings } from '../../lib/model/imageSettings';
 import { parameterShapes, sizeOf } from '../../lib/model/parameterShapes';
+import { makePreset, PLAIN, presetJson } from '../../lib/model/preset';
 import { parseGeneration, parseRecord, recordJson } from '../../lib/model/record';
 
 type Json = Record<string, unknown>;
@@ -160,15 +161,30 @@ describe('preprocessor_config.json', () => {
 });
 
 describe('plumbline.json and generation_config.json', () => {
-  test('the record keeps unknown keys and says the rest', () => {
-    const record = parseRecord({ format: 1, preset: 'default', latentSteps: 3, latentTokenId: 308, note: 'kept' });
-    expect(record).toMatchObject({ preset: 'default', latentSteps: 3, latentToken: 308 });
-    expect(recordJson({ ...record, latentSteps: 5 })).toEqual({ format: 1, preset: 'default', latentSteps: 5, latentTokenId: 308, note: 'kept' });
-    expect(parseRecord(undefined)).toMatchObject({ latentSteps: 0 });
+  test('the record keeps unknown keys and says the rest; it is written as format 2', () => {
+    const record = parseRecord({ format: 1, preset: 'paper', latentSteps: 3, latentTokenId: 308, note: 'kept' }, 4);
+    expect(record).toMatchObject({ preset: PLAIN, latentSteps: 3, latentToken: 308 });
+    expect(recordJson({ ...record, latentSteps: 5 })).toEqual({ format: 2, preset: 'default', latentSteps: 5, latentTokenId: 308, note: 'kept', switches: presetJson(PLAIN) });
+    expect(parseRecord(undefined, 4)).toMatchObject({ latentSteps: 0, preset: PLAIN });
   });
 
-  test.each<[unknown, string]>([[{ format: 2 }, 'ERR_UNSUPPORTED'], [{}, 'ERR_UNSUPPORTED'], [[], 'ERR_CHECKPOINT'], [{ format: 1, latentSteps: -1 }, 'ERR_CHECKPOINT']])('%j is refused', (raw, code) => {
-    expect(() => parseRecord(raw)).toThrow(expect.objectContaining({ code }));
+  test('format 2 gives back the switches that were written', () => {
+    const preset = makePreset({ name: 'paper', patches: 7, grid: 5, routedLayers: [0, 3] }, 4);
+    const written = JSON.parse(JSON.stringify(recordJson({ preset, latentSteps: 2, source: {} }))) as object;
+    expect(written).toMatchObject({ format: 2, preset: 'paper', switches: { patches: 7, grid: 5, routedLayers: [0, 3] } });
+    expect(parseRecord(written, 4).preset).toEqual(preset);
+    expect(recordJson(parseRecord(written, 4))).toEqual(written);
+  });
+
+  test.each<[unknown, string, string]>([
+    [{ format: 3 }, 'ERR_UNSUPPORTED', '[load] Expected format in plumbline.json to be something supported but received 3: this version reads formats 1 and 2; update plumbline'],
+    [{}, 'ERR_UNSUPPORTED', '[load] Expected format in plumbline.json to be something supported but received undefined: this version reads formats 1 and 2; update plumbline'],
+    [[], 'ERR_CHECKPOINT', '[load] Expected plumbline.json to hold an object. The file is damaged: save the checkpoint again.'],
+    [{ format: 1, latentSteps: -1 }, 'ERR_CHECKPOINT', "[load] Expected latentSteps in plumbline.json to be a whole number from 0 to 65536 but received -1. Correct the file or take it from the model's own repository."],
+    [{ format: 2, preset: 'paper' }, 'ERR_CHECKPOINT', '[load] Expected switches in plumbline.json to be an object but received undefined. Correct the file, or save the checkpoint again.'],
+    [{ format: 2, preset: 5, switches: {} }, 'ERR_CHECKPOINT', '[load] Expected preset in plumbline.json to be a string but received 5. Correct the file.'],
+  ])('%j is refused', (raw, code, message) => {
+    expect(() => parseRecord(raw, 4)).toThrow(expect.objectContaining({ name: 'LibError', code, message }));
   });
 
   test('end tokens come from generation_config.json, else from config.json', () => {

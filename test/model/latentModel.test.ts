@@ -103,10 +103,14 @@ test('`await using` frees it too', async () => {
 
 test.each<[string, () => Promise<unknown>, string, string]>([
   ['a directory that is no text', () => LatentModel.load(5 as never), 'ERR_ARGUMENT', '[load] Expected directory to be a string but received 5'],
-  ['a wrong option', () => LatentModel.load(TINY, { dtyp: 'f32' } as never), 'ERR_ARGUMENT', "[load] Expected options among dtype, signal, onProgress, maxMemoryBytes but received 'dtyp'; did you mean 'dtype'?"],
+  ['a wrong option', () => LatentModel.load(TINY, { dtyp: 'f32' } as never), 'ERR_ARGUMENT', "[load] Expected options among dtype, preset, seed, signal, onProgress, maxMemoryBytes but received 'dtyp'; did you mean 'dtype'?"],
   ['a wrong type', () => LatentModel.load(TINY, { dtype: 'fp16' as never }), 'ERR_ARGUMENT', "[load] Expected dtype to be one of 'auto', 'f32', 'bf16' but received \"fp16\""],
   ['a progress that is no function', () => LatentModel.load(TINY, { onProgress: 1 as never }), 'ERR_ARGUMENT', '[load] Expected onProgress to be a function but received 1'],
   ['a negative limit', () => LatentModel.load(TINY, { maxMemoryBytes: -1 }), 'ERR_RANGE', '[load] Expected maxMemoryBytes to be a number of at least 0 but received -1'],
+  ['a seed of loading that is none', () => LatentModel.load(TINY, { seed: -1 }), 'ERR_RANGE', '[load] Expected seed to be an integer of at least 0 but received -1'],
+  ['a preset that is none', () => LatentModel.load(TINY, { preset: 'defualt' as never }), 'ERR_ARGUMENT', "[preset] Expected name to be one of 'default', 'paper', 'official' but received \"defualt\"; did you mean 'default'?"],
+  ['a layer to route that is not there', () => LatentModel.load(TINY, { preset: { routedLayers: [2] } }), 'ERR_RANGE', '[preset] Expected layer 0 of routedLayers to be an integer from 0 to 1 but received 2'],
+  ['a preset of a new model that is none', () => LatentModel.create(CONFIG, { preset: null as never }), 'ERR_ARGUMENT', '[preset] Expected a preset to be a name or an object of switches but received null'],
   ['a seed that is none', () => LatentModel.create(CONFIG, { seed: 1.5 }), 'ERR_RANGE', '[create] Expected seed to be an integer of at least 0 but received 1.5'],
   ['dimensions that do not fit', () => LatentModel.create({ ...CONFIG, text: { ...CONFIG.text, kvHeads: 3 } }), 'ERR_CHECKPOINT',
     '[config] Expected num_key_value_heads in config.json to be a divisor of num_attention_heads = 4 but received 3. Each key/value head serves the same number of query heads.'],

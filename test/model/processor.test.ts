@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { readCompanions, type CompanionFiles } from '../../lib/model/checkpoint';
 import { newConfig } from '../../lib/model/config';
+import { decodeImage } from '../../lib/model/image';
 import { parseImageSettings } from '../../lib/model/imageSettings';
 import { makeProcessor, type Message, type Processor } from '../../lib/model/processor';
 import { makeChatTemplate, makeTokenizer, type TemplateMessage } from '../../lib/model/tokenizer';
@@ -155,4 +156,16 @@ test('pictures are brought within the bounds of the checkpoint, or of the call',
   expect(await processor.preparePicture(image)).toMatchObject({ height: 168, width: 168 });
   expect(await processor.preparePicture(image, { maxPixels: 7000 })).toMatchObject({ height: 56, width: 56 });
   expect(await processor.preparePicture(image, { minPixels: 100_000, maxPixels: 200_000 })).toMatchObject({ height: 336, width: 336 });
+});
+
+test('a picture keeps its original, from before it was resized', async () => {
+  const { image } = picture(300, 290);
+  const decoded = await decodeImage(image);
+  const { original, ...small } = await processor.preparePicture(image, { maxPixels: 7000 });
+  expect(original).toEqual(decoded);
+  expect([original!.height, original!.width, small.height, small.width]).toEqual([290, 300, 56, 84]);
+  const [kept] = (await processor.encode([{ role: 'user', content: [{ type: 'image', image }] }])).pictures;
+  expect(kept!.original).toEqual(decoded);
+  const whole = await processor.preparePicture(picture(28, 56).image);
+  expect(whole.original!.pixels).toEqual(whole.pixels);   // its size was right
 });

@@ -68,7 +68,7 @@ async function gradients(sequences: readonly SequenceInput[], options: Partial<N
   try {
     const { targets } = await runBatch(session, sequences, model.geometry);
     const { losses } = await session.loss({ pass: targets.pass, row: targets.row, target: targets.target, scale: 1 / targets.row.length });
-    await session.backward();
+    await session.backward(0);
     const all = new Map<string, Float32Array>();
     for (const { name } of model.native.parameters()) all.set(name, await model.native.readParameter(name, 'gradient'));
     return { loss: losses.reduce((sum, loss) => sum + loss, 0) / losses.length, all };
@@ -212,7 +212,7 @@ test('memory of a session stays flat over decoding steps and over ragged trainin
   for (let step = 0; step < 60; step++) {
     const { targets } = await runBatch(training, [sequence(step, [1 + (step % 3)], step % 3, 2 + (step % 5), 5 + (step % 17))], model.geometry);
     await training.loss({ pass: targets.pass, row: targets.row, target: targets.target, scale: 1 });
-    await training.backward();
+    await training.backward(0);
     await training.reset();
     sizes.push(training.bytes());
   }
@@ -225,7 +225,7 @@ test('after a backward pass the gradient of visual rows is read with its own cou
   const one = sequence(3, [2], 0, 2);
   const { targets } = await runBatch(session, [one], model.geometry);
   await session.loss({ pass: targets.pass, row: targets.row, target: targets.target, scale: 1 });
-  await session.backward();
+  await session.backward(0);
   const { data, width } = await session.read('visual_grad', 0, 0);
   expect(data.length).toBe(2 * width);
   expect(Math.max(...data.map(Math.abs))).toBeGreaterThan(0);

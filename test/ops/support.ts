@@ -47,3 +47,10 @@ export async function refuses(call: Promise<unknown>, code: string, message: str
   const error: unknown = await call.then(() => 'no error', (reason: unknown) => reason);
   expect(error).toMatchObject({ name: 'LibError', code, message });
 }
+
+/** Offsets of segments of these lengths. */
+export function offsets(lengths: readonly number[]): Int32Array {
+  const cu = new Int32Array(lengths.length + 1);
+  lengths.forEach((length, b) => { cu[b + 1] = cu[b]! + length; });
+  return cu;
+}

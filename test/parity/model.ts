@@ -5,8 +5,10 @@ import { generate, type GenerativeModel } from '../../lib/decode/generate';
 import { smartResize } from '../../lib/model/image';
 import { mropePositions, type Grid } from '../../lib/model/positions';
 import type { NativeAddon, NativeModelSpec } from '../../lib/native';
-import { runBatch, type ModelView } from '../../lib/train/batch';
-import { pictureOf, whyUnsupported, type PresetSwitches } from './cases';
+import { looksAhead, type Preset } from '../../lib/model/preset';
+import { openReasoning, type ModelView } from '../../lib/model/reasoning';
+import { runBatch, type SequenceInput } from '../../lib/train/batch';
+import { pictureOf, presetOf } from './cases';
 import { readTensors, type Golden, type Report, type Values } from './goldens';
 
 const MEAN = Float32Array.of(0.48145466, 0.4578275, 0.40821073);
@@ -96,25 +98,31 @@ export async function runGenerate(report: Report, model: GenerativeModel): Promi
   const { golden } = report;
   for (const key of golden.names('in.').filter((name) => name.endsWith('.prompt'))) {
     const mode = key.slice(3, -'.prompt'.length);
-    const { preset, latents } = golden.entry[mode] as { preset: PresetSwitches; latents: number };
-    if (whyUnsupported(preset, latents > 0) !== undefined || preset.positions !== 'mrope') {
-      report.skip(`${mode}.ids`);
-      report.skip(`${mode}.logits`);
-      continue;
-    }
-    const request = { promptIds: golden.i32(key), pictures: [pictureOf(golden, `in.${mode}.image.resized`)] };
-    const [result] = await generate(model, [request], { latentSteps: latents, maxNewTokens: golden.shape(`out.${mode}.ids`)[0] as number, stopIds: [] });
+    const { preset: switches, latents } = golden.entry[mode] as { preset: Record<string, unknown>; latents: number };
+    const preset = presetOf(switches, model.geometry.layers);
+    const request = { promptIds: golden.i32(key), pictures: [pictureOf(golden, `in.${mode}.image.resized`, `in.${mode}.image.original`)] };
+    const [result] = await generate(model, [request], {
+      latentSteps: latents, maxNewTokens: golden.shape(`out.${mode}.ids`)[0] as number, stopIds: [], preset, recompute: looksAhead(preset),
+    });
     report.compare(`${mode}.ids`, result?.ids ?? []);
-    const session = model.openSession({ training: false, recompute: false, detachLatents: false, visionGradient: false });
-    try {
-      const words = golden.i32(`out.${mode}.ids`);
-      const run = await runBatch(session, [{ ...request, latents, words }], model.geometry, {
-        adjust: (pass, number) => (number === latents ? { ...pass, logitRows: Int32Array.from(words, (_, j) => pass.kind.length - words.length + j) } : pass),
-      });
-      report.compare(`${mode}.logits`, run.results.at(-1)?.logits ?? []);
-    } finally {
-      session.dispose();
-    }
+    // A preset that looks ahead computes earlier rows anew with every word: each word's logits come from a run of its own.
+    const words = golden.i32(`out.${mode}.ids`);
+    const logits: number[] = [];
+    for (const fed of looksAhead(preset) ? Array.from(words, (_, n) => n) : [words.length - 1]) logits.push(...await lastLogits(model, preset, { ...request, latents, words: words.subarray(0, fed + 1) }, looksAhead(preset) ? 1 : words.length));
+    report.compare(`${mode}.logits`, logits);
+  }
+}
+
+/** Logits of the last `count` rows of a sequence, whose last word is not fed. */
+async function lastLogits(model: GenerativeModel, preset: Preset, sequence: SequenceInput, count: number): Promise<Float32Array> {
+  const session = openReasoning('parity', model, preset, { training: false, recompute: false, visionGradient: false });
+  try {
+    const run = await runBatch(session, [sequence], model.geometry, {
+      preset, adjust: (pass, number) => (number === sequence.latents ? { ...pass, logitRows: Int32Array.from({ length: count }, (_, n) => pass.kind.length - count + n) } : pass),
+    });
+    return run.results.at(-1)!.logits;
+  } finally {
+    session.dispose();
   }
 }
 

@@ -4,14 +4,14 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import ts from 'typescript';
 import * as plumbline from '../../lib';
-import { demoPhases } from '../../lib/cli/demo';
+import { demoPhases, stepsOf, type Phase } from '../../lib/cli/demoPhases';
 import { demoConfig, DEMO_SIZES } from '../../lib/cli/demoSizes';
 
 const ROOT = join(__dirname, '..', '..');
 const README = readFileSync(join(ROOT, 'README.md'), 'utf8');
-/** The folder that the demo leaves: the number is that of its latent training's steps. */
-const STEPS = demoPhases(DEMO_SIZES.small).latent.stages.reduce((sum, { steps }) => sum + (steps ?? 0), 0);
-const CHECKPOINT = `runs/demo-small-0/latent/checkpoint-${STEPS}`;
+/** The folder that the demo leaves: the number is that of the steps of its training with replay and routing. */
+const STEPS = stepsOf(demoPhases(DEMO_SIZES.small).copies.find(({ folder }) => folder === 'latent-both') as Phase);
+const CHECKPOINT = `runs/demo-small-0/latent-both/checkpoint-${STEPS}`;
 
 function example(): string {
   const block = /```ts\n([\s\S]*?)```/.exec(README)?.[1];
@@ -24,7 +24,7 @@ describe('README', () => {
   beforeAll(async () => {
     folder = mkdtempSync(join(tmpdir(), 'plumbline-readme-'));
     plumbline.writeDigitGridTokenizer(join(folder, 'tokenizer'));
-    const model = await plumbline.LatentModel.create(plumbline.newConfig(demoConfig(DEMO_SIZES.small)), { processor: join(folder, 'tokenizer'), latentSteps: 3 });
+    const model = await plumbline.LatentModel.create(plumbline.newConfig(demoConfig(DEMO_SIZES.small)), { processor: join(folder, 'tokenizer'), latentSteps: 3, preset: { patches: 2, window: 2 } });
     await model.save(join(folder, 'model'));
     model.dispose();
     await plumbline.writePicturePng(plumbline.sampleAt({ seed: 1 }, 0).picture, join(folder, 'grid.png'));
@@ -44,6 +44,6 @@ describe('README', () => {
     const printed: unknown[] = [];
     const run = new Function('LatentModel', 'console', 'process', outputText) as (...scope: unknown[]) => Promise<void>;
     await run(plumbline.LatentModel, { log: (...values: unknown[]) => printed.push(values), error: () => undefined }, { stdout: { write: () => true } });
-    expect(printed).toHaveLength(3);
+    expect(printed).toHaveLength(4);
   });
 });

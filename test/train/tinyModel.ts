@@ -1,22 +1,32 @@
 /** A model of a few thousand parameters, and data for it. */
 import { newConfig } from '../../lib/model/config';
 import { LatentModel } from '../../lib/latentModel';
+import type { PresetChanges, PresetName } from '../../lib/model/preset';
 import { native, type NativeParameterInfo, type ParameterSlot, type StorageDType } from '../../lib/native';
 import type { TrainingData, TrainingSample } from '../../lib/train';
 import { mix } from '../../lib/random';
 
-const IMAGE = 40;
+export const IMAGE = 40;
+export const VIDEO = 41;
 export const END = 44;
 
-export async function tinyModel(options: { seed?: number; dtype?: StorageDType; initializerRange?: number } = {}): Promise<LatentModel> {
+export interface TinyOptions {
+  seed?: number;
+  dtype?: StorageDType;
+  initializerRange?: number;
+  layers?: number;
+  preset?: PresetName | PresetChanges;
+}
+
+export async function tinyModel(options: TinyOptions = {}): Promise<LatentModel> {
   native().setThreads(1);   // so little work is slower when shared, above all on a busy machine
   const config = newConfig({
-    text: { hidden: 32, layers: 2, heads: 4, kvHeads: 2, intermediate: 48, vocab: 48, mropeSection: [2, 1, 1], ropeTheta: 1000 },
+    text: { hidden: 32, layers: options.layers ?? 2, heads: 4, kvHeads: 2, intermediate: 48, vocab: 48, mropeSection: [2, 1, 1], ropeTheta: 1000 },
     vision: { depth: 1, width: 16, heads: 2, mlpWidth: 24 },
-    tokens: { image: IMAGE, video: 41, visionStart: 42, visionEnd: 43, eos: END, pad: 45 },
+    tokens: { image: IMAGE, video: VIDEO, visionStart: 42, visionEnd: 43, eos: END, pad: 45 },
     initializerRange: options.initializerRange ?? 0.02,
   });
-  return LatentModel.create(config, { seed: options.seed ?? 1, dtype: options.dtype ?? 'f32' });
+  return LatentModel.create(config, { seed: options.seed ?? 1, dtype: options.dtype ?? 'f32', ...(options.preset === undefined ? {} : { preset: options.preset }) });
 }
 
 /** Sample i of a made-up task: 0 to 2 pictures, 0 to 3 steps, prompts and steps of differing lengths. */
@@ -36,7 +46,7 @@ export function sample(index: number): TrainingSample {
 }
 
 /** Bytes of a linear congruential generator; `mix` for each pixel takes seconds inside jest, whose globals are slow. */
-function noise(seed: number, length: number): Uint8Array {
+export function noise(seed: number, length: number): Uint8Array {
   const bytes = new Uint8Array(length);
   for (let i = 0, state = seed % 2147483647; i < length; i++) {
     state = (state * 48271) % 2147483647;

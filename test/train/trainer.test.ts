@@ -254,8 +254,8 @@ describe('misuse', () => {
     [{ metricsFile: 5 }, 'ERR_ARGUMENT', '[train] Expected metricsFile to be a string but received 5'],
     [{ checkpointFolder: '' }, 'ERR_ARGUMENT', '[train] Expected checkpointFolder to be a path but received ""'],
     [{ data: { at: () => null } }, 'ERR_ARGUMENT', '[train] Expected what data.at resolves to to be an object but received null'],
-    [{ data: { at: () => ({ promptIds: [1], steps: [], answer: [1] }) } }, 'ERR_ARGUMENT', '[packBatch] Expected pictures of sequence 0 to be an array but received undefined'],
-    [{ data: { at: () => ({ promptIds: [99], pictures: [], steps: [], answer: [1] }) } }, 'ERR_RANGE', '[packBatch] Expected prompt token of sequence 0, 0 to be an integer from 0 to 47 but received 99'],
+    [{ data: { at: () => ({ promptIds: [1], steps: [], answer: [1] }) } }, 'ERR_ARGUMENT', '[train] Expected pictures of sample 0 to be an array but received undefined'],
+    [{ data: { at: () => ({ promptIds: [99], pictures: [], steps: [], answer: [1] }) } }, 'ERR_RANGE', '[train] Expected prompt token of sample 0, 0 to be an integer from 0 to 47 but received 99'],
   ])('%j', async (change, code, message) => {
     expect(await caught(async () => run(await fresh(), { ...BASE, ...change } as TrainArguments))).toMatchObject({ code, message });
   });

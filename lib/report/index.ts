@@ -1,0 +1,2 @@
+export { gazePicture } from './gaze';
+export type { GazeTexts } from './gazeInput';

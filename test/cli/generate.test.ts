@@ -1,0 +1,117 @@
+/** `plumbline generate`: what its options mean, and what is refused. */
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import sharp from 'sharp';
+import { program } from '../../lib/cli';
+import { demoConfig, DEMO_SIZES } from '../../lib/cli/demoSizes';
+import { checkArguments, generateOptions } from '../../lib/cli/generate';
+import { sampleAt, writeDigitGridTokenizer, writePicturePng } from '../../lib/data';
+import type { Evidence } from '../../lib/decode';
+import { LatentModel } from '../../lib/latentModel';
+import { newConfig } from '../../lib/model/config';
+import type { PresetChanges } from '../../lib/model/preset';
+
+const PLAIN = { temperature: 0, seed: 0, maxTokens: 9, replay: true, routing: true, recompute: false };
+
+const SIGNALS = ['SIGINT', 'SIGTERM'] as const;
+
+let folder: string;
+let image: string;
+beforeAll(async () => {
+  folder = mkdtempSync(join(tmpdir(), 'plumbline-generate-'));
+  image = join(folder, 'grid.png');
+  await writePicturePng(sampleAt({ seed: 1, rows: 3, columns: 3 }, 0).picture, image);
+  writeDigitGridTokenizer(join(folder, 'tokenizer'));
+  const save = async (name: string, preset: PresetChanges): Promise<void> => {
+    const config = demoConfig(DEMO_SIZES.small);
+    using model = await LatentModel.create(newConfig(config), { processor: join(folder, 'tokenizer'), latentSteps: 2, preset });
+    await model.save(join(folder, name));
+  };
+  await save('both', { name: 'default', patches: 2, window: 2 });
+  await save('plain', { name: 'default', replay: false, routedLayers: [] });
+  await save('topk', { name: 'default', patches: 2, window: 2, rule: 'topk' });
+});
+afterAll(() => rmSync(folder, { recursive: true }));
+
+async function run(...args: string[]): Promise<string> {
+  let printed = '';
+  const before = SIGNALS.map((name) => process.listeners(name));
+  const write = jest.spyOn(process.stdout, 'write').mockImplementation((text) => {
+    printed += String(text);
+    return true;
+  });
+  try {
+    await program().parseAsync(['node', 'plumbline', 'generate', ...args]);
+    return printed;
+  } finally {
+    write.mockRestore();
+    SIGNALS.forEach((name, n) => {
+      for (const listener of process.listeners(name)) if (!before[n]!.includes(listener)) process.removeListener(name, listener);
+    });
+  }
+}
+
+describe('options', () => {
+  test.each([
+    ['none', {}, { recompute: false, evidence: false }],
+    ['--evidence', { evidence: 'e.json' }, { recompute: false, evidence: true }],
+    ['--gaze', { gaze: 'g.png' }, { recompute: false, evidence: true }],
+    ['--no-replay', { replay: false }, { recompute: false, evidence: false, preset: { replay: false } }],
+    ['--no-routing', { routing: false }, { recompute: false, evidence: false, preset: { routedLayers: [] } }],
+    ['both', { replay: false, routing: false }, { recompute: false, evidence: false, preset: { replay: false, routedLayers: [] } }],
+    ['--recompute', { recompute: true }, { recompute: true, evidence: false }],
+    ['--latents', { latents: 0 }, { recompute: false, evidence: false, latentSteps: 0 }],
+  ])('%s', (_, args, options) => expect(generateOptions({ ...PLAIN, ...args })).toEqual({ temperature: 0, seed: 0, maxNewTokens: 9, ...options }));
+
+  test('evidence and picture are written, and are not in the printed result', async () => {
+    const [evidenceFile, gazeFile] = [join(folder, 'evidence.json'), join(folder, 'gaze.png')];
+    const printed = JSON.parse(await run(join(folder, 'both'), 'sum of row 2', '--image', image, image, '--max-tokens', '3', '--evidence', evidenceFile, '--gaze', gazeFile, '--json')) as object;
+    expect(Object.keys(printed).sort()).toEqual(['arSteps', 'finishReason', 'ids', 'latentSteps', 'text', 'tokenForwards']);
+    const evidence = JSON.parse(readFileSync(evidenceFile, 'utf8')) as Evidence;
+    expect([evidence.version, evidence.images.length, evidence.steps.length, evidence.steps[0]?.replayed.length]).toEqual([1, 2, 2, 2]);
+    expect(evidence.routing.map(({ layer }) => layer)).toEqual(expect.arrayContaining([1, 3]));
+    expect(await sharp(gazeFile).metadata()).toMatchObject({ format: 'png', width: 900 });
+  });
+  test('switches off what the checkpoint has', async () => {
+    const [both, without] = [join(folder, 'with.json'), join(folder, 'without.json')];
+    await run(join(folder, 'both'), 'sum of row 2', '--image', image, '--max-tokens', '2', '--evidence', both);
+    await run(join(folder, 'both'), 'sum of row 2', '--image', image, '--max-tokens', '2', '--evidence', without, '--no-replay', '--no-routing');
+    const [rich, bare] = [both, without].map((file) => JSON.parse(readFileSync(file, 'utf8')) as Evidence);
+    expect([rich!.images.length, bare!.images.length, bare!.routing, bare!.steps.map(({ replayed }) => replayed)]).toEqual([1, 0, [], [[], []]]);
+  });
+  test('a preset that looks ahead runs with --recompute alone', async () => {
+    const args = [join(folder, 'topk'), 'sum of row 2', '--image', image, '--max-tokens', '2', '--json'];
+    await expect(run(...args)).rejects.toMatchObject({ code: 'ERR_UNSUPPORTED', message: expect.stringContaining('Set recompute: true') as string });
+    expect(JSON.parse(await run(...args, '--recompute'))).toMatchObject({ latentSteps: 2 });
+  });
+});
+
+describe('misuse', () => {
+  const fine = { image: ['a.png'], replay: true, gaze: 'g.png' };
+  const cases: [string, Partial<Parameters<typeof checkArguments>[0]>, string][] = [
+    ['a gaze without replay', { replay: false }, 'Expected --gaze without --no-replay, because it shows the replay, but received both; leave one of them out'],
+    ['a gaze at nothing', { image: [] }, 'Expected --gaze together with --image but received no picture'],
+    ['a gaze without latents', { latents: 0 }, 'Expected --gaze with at least one latent step but received --latents 0'],
+    ['one file for two', { evidence: './g.png' }, 'Expected two files for --evidence and --gaze but received g.png for both'],
+    ['no name', { evidence: '' }, 'Expected --evidence to name a file but received ""'],
+    ['a folder', { gaze: tmpdir() }, `Expected --gaze to name a file that can be written but received the folder ${tmpdir()}; add a file name`],
+    ['a folder that is not there', { evidence: '/no/such/e.json' }, "Expected --evidence to name a file that can be written but received /no/such/e.json: ENOENT: no such file or directory, access '/no/such'; make its folder, or choose another"],
+  ];
+  test.each(cases)('%s', (_, args, message) => {
+    let error: unknown;
+    try {
+      checkArguments({ ...fine, ...args });
+    } catch (caught) {
+      error = caught;
+    }
+    expect(error).toMatchObject({ code: 'ERR_ARGUMENT', message: `[generate] ${message}` });
+  });
+  test('a checkpoint that replays nothing', async () => {
+    const file = join(folder, 'none.png');
+    await expect(run(join(folder, 'plain'), 'sum of row 2', '--image', image, '--gaze', file)).rejects.toMatchObject({
+      code: 'ERR_UNSUPPORTED', message: '[generate] Expected a checkpoint with visual replay for --gaze but received one without; take --evidence, or another checkpoint',
+    });
+    expect(existsSync(file)).toBe(false);
+  });
+});
