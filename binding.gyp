@@ -3,7 +3,7 @@
   'variables': { 'onednn%': '<!(node scripts/onednn.cjs)' },
   'targets': [{
     'target_name': 'plumbline',
-    'sources': ['<!@(node -p "[\'core\', \'cpu\', \'model\', \'napi\'].flatMap((folder) => fs.readdirSync(\'src/\' + folder).filter((file) => file.endsWith(\'.cpp\')).map((file) => \'src/\' + folder + \'/\' + file)).join(\' \')")'],
+    'sources': ['src/no_cuda.cpp', '<!@(node -p "[\'core\', \'cpu\', \'model\', \'napi\'].flatMap((folder) => fs.readdirSync(\'src/\' + folder).filter((file) => file.endsWith(\'.cpp\')).map((file) => \'src/\' + folder + \'/\' + file)).join(\' \')")'],
     'include_dirs': ['<!(node -p "require(\'node-addon-api\').include_dir")'],
     'defines': [
       'NAPI_VERSION=8', 'NODE_ADDON_API_CPP_EXCEPTIONS', 'NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS',

@@ -14,6 +14,8 @@ export interface BenchRow {
   unit: string;
   /** The floor or roof that the value is divided by, in the same unit, measured in this run. */
   roof?: number;
+  /** The roof was measured in turn with this very row: the run's best one does not take its place. */
+  ownRoof?: boolean;
   /** Of one repeat; absent where a figure is not a time. */
   seconds?: Timing;
   note?: string;

@@ -2,12 +2,14 @@
 import { parseArgs } from 'node:util';
 import { machineFacts, table, type BenchRow } from './harness';
 import { decodeRow, trainingRows } from './models';
+import { kernelRows } from './kernels';
 import { extraCostRows, latentRows } from './reasoning';
+import { profileRows } from './profile';
 import { attentionRows, gemmRows, gemvRows, higher, roofs, type Roofs } from './operations';
 
 /** Divides every row by the highest of the roofs measured before, between and after the sections. */
 function againstRoof(row: BenchRow, used: Roofs, best: Roofs): BenchRow {
-  if (row.roof === undefined) return row;
+  if (row.roof === undefined || row.ownRoof) return row;
   const factor = row.unit === 'GFLOP/s' ? best.gflops / used.gflops : best.gigabytesPerSecond / used.gigabytesPerSecond;
   return { ...row, roof: row.roof * factor };
 }
@@ -21,7 +23,8 @@ async function main(): Promise<void> {
   let best = roof;
   for (const [name, run] of [
     ['GEMM', () => gemmRows(roof)], ['GEMV', () => gemvRows(roof)], ['attention', () => attentionRows(roof)],
-    ['decoding (makes a model of 0.8 GB)', async () => [await decodeRow(roof)]], ['saliency and routing', extraCostRows], ['latents, cached and recomputed', latentRows], ['training', () => trainingRows(values.peer)],
+    ['kernels', kernelRows], ['decoding (makes a model of 0.8 GB)', async () => [await decodeRow(roof)]], ['saliency and routing', extraCostRows], ['latents, cached and recomputed', latentRows],
+    ['profile', profileRows], ['training', () => trainingRows(values.peer)],
   ] as const) {
     if (!name.includes(values.only)) continue;
     say(name);

@@ -1,4 +1,5 @@
 /** plumbline: vision-language models that reason in latents instead of words. */
+export { deviceReport, type CudaReport, type DeviceChoice, type DeviceName, type DeviceReport } from './device';
 export { LibError, type ErrorCode } from './errors';
 export { native, type NativeAddon, type NativeBuildInfo } from './native';
 export { LatentModel, type CreateOptions, type LoadOptions, type SaveOptions } from './latentModel';
@@ -9,6 +10,7 @@ export { decodeImage, smartResize, type ImageSource, type Picture, type RawImage
 export { availableMemory, estimateMemory, type MemoryEstimate } from './model/memory';
 export type { PromptInput, ReasoningForm } from './model/passes';
 export type { ModelView } from './model/reasoning';
+export { ROW_CLASSES, type RowClass } from './model/rowClass';
 export { mropePositions, type Grid, type Positions } from './model/positions';
 export {
   looksAhead, makePreset, PLAIN, PRESETS, replaySpec, routingSpec,

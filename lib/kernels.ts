@@ -1,8 +1,9 @@
 /** `plumbline/kernels`: the operations by themselves, on typed arrays and device tensors. Loading it loads no model code and no image decoder. */
+export { deviceReport, type CudaReport, type DeviceChoice, type DeviceName, type DeviceReport } from './device';
 export { LibError, type ErrorCode } from './errors';
 export type { KernelOptions } from './ops/call';
 export type { Floats, FloatsOf, OutputKind, OutputOptions } from './ops/floats';
-export { Tensor } from './ops/tensor';
+export { Tensor, type TensorOptions } from './ops/tensor';
 export { activation, activationGrad, type ActivationKind } from './ops/activation';
 export { attention, attentionGrad, type AttentionOptions } from './ops/attention';
 export { attentionSaliency, attentionSaliencyGrad, type SaliencyOptions } from './ops/attentionSaliency';
@@ -11,11 +12,16 @@ export { cropPatches, type CropPatchesOptions } from './ops/cropPatches';
 export { crossEntropy, IGNORED_TARGET, type CrossEntropyOptions } from './ops/crossEntropy';
 export { gatedScatter, gatedScatterGrad, type Fusion, type GatedScatterOptions } from './ops/gatedScatter';
 export { gatherRmsNorm, gatherRmsNormGrad, type GatherRmsNormOptions } from './ops/gatherRmsNorm';
+export { globalNorm, type GlobalNormOptions } from './ops/globalNorm';
+export { gradNorm, normQuantile, NORM_BINS, type GradNormOptions, type GradNormResult, type NormStatistics } from './ops/gradNorm';
+export { gradSpectra, type GradientMatrix, type GradSpectraOptions, type GradSpectrum } from './ops/gradSpectra';
+export type { Gradient } from './ops/gradients';
 export { layerNorm, layerNormGrad } from './ops/layerNorm';
 export { linear, linearGrad, type LinearOptions, type WeightMatrix } from './ops/linear';
 export { mrope, type MropeOptions } from './ops/mrope';
 export { packRagged, unpackRagged, type PackRaggedOptions, type UnpackRaggedOptions } from './ops/packRagged';
 export { patchRows, type PatchRowsOptions } from './ops/patchRows';
+export { raggedAttention, raggedAttentionGrad, type RaggedAttentionOptions, type RaggedRows } from './ops/raggedAttention';
 export { resize, type ResizeOptions } from './ops/resize';
 export { rmsNorm, rmsNormGrad, type NormOptions } from './ops/rmsNorm';
 export { routeTokens, type PrefixState, type RouteRule, type RouteTokensOptions, type RouteTokensResult } from './ops/routeTokens';

@@ -2,6 +2,7 @@
 import { join } from 'node:path';
 import * as check from './check';
 import { generate, stream, type GenerateEvent, type GenerateOptions, type GenerateRequest, type GenerateResult } from './decode/generate';
+import { chooseDevice, type DeviceChoice, type DeviceName } from './device';
 import { fail, guarded } from './errors';
 import { openCheckpoint, readCompanions, type CompanionFiles } from './model/checkpoint';
 import { modelGeometry, newConfig, type ModelConfig, type ModelGeometry, type NewModelConfig } from './model/config';
@@ -17,6 +18,8 @@ import { native, type NativeModel, type NativeSession, type NativeSessionOptions
 export interface LoadOptions {
   /** Storage of the matrices. 'auto' (default): bf16 where the file is, else f32. Sums are f32 always. */
   dtype?: StorageDType | 'auto';
+  /** Where the weights lie and the work is done: 'cpu', 'cuda', or 'auto' (default, unless PLUMBLINE_DEVICE says otherwise). */
+  device?: DeviceChoice;
   /** A preset by name, or switches to change: of the preset `name` when that is given, else of the recorded one. Default: as recorded. */
   preset?: PresetName | PresetChanges;
   /** Of the parameters that the preset needs and the checkpoint lacks (default 0). */
@@ -29,6 +32,8 @@ export interface LoadOptions {
 
 export interface CreateOptions {
   dtype?: StorageDType;
+  /** Where the weights lie and the work is done: 'cpu', 'cuda', or 'auto' (default, unless PLUMBLINE_DEVICE says otherwise). */
+  device?: DeviceChoice;
   /** Same config, dtype and seed: same weights (default 0). */
   seed?: number;
   /** Directory with tokenizer, chat template, preprocessor_config.json and generation_config.json for the new model. */
@@ -70,6 +75,8 @@ type AskOptions = Partial<GenerateOptions>;
 export class LatentModel {
   readonly config: ModelConfig;
   readonly dtype: StorageDType;
+  /** Where its weights lie and its work is done. */
+  readonly device: DeviceName;
   readonly geometry: ModelGeometry;
   readonly processor: Processor;
   /** Preset, latent steps and token ids of plumbline.json. */
@@ -82,11 +89,12 @@ export class LatentModel {
   readonly #native: NativeModel;
   #disposed = false;
 
-  private constructor(parts: Parts, dtype: StorageDType, processor: Processor, model: NativeModel) {
+  private constructor(parts: Parts, dtype: StorageDType, processor: Processor, model: NativeModel, device: DeviceName) {
     this.#parts = parts;
     this.#native = model;
     this.config = parts.config;
     this.dtype = dtype;
+    this.device = device;
     this.geometry = modelGeometry(parts.config);
     this.processor = processor;
     this.record = parts.record;
@@ -102,14 +110,14 @@ export class LatentModel {
    */
   static async load(directory: string, options: LoadOptions = {}): Promise<LatentModel> {
     check.string('load', 'directory', directory);
-    check.options('load', options, ['dtype', 'preset', 'seed', 'signal', 'onProgress', 'maxMemoryBytes']);
+    check.options('load', options, ['dtype', 'device', 'preset', 'seed', 'signal', 'onProgress', 'maxMemoryBytes']);
     const wanted = check.oneOf('load', 'dtype', options.dtype ?? 'auto', ['auto', 'f32', 'bf16']);
     const seed = check.integer('load', 'seed', options.seed ?? 0, 0);
     const weights = weightOptions('load', options);
     const checkpoint = await openCheckpoint(directory, options.preset);
     const processor = makeProcessor(checkpoint.config, checkpoint.images, checkpoint.companions);
     const dtype = wanted === 'auto' ? checkpoint.dtype : wanted;
-    return new LatentModel(checkpoint, dtype, processor, await loadWeights(checkpoint, dtype, seed, weights));
+    return new LatentModel(checkpoint, dtype, processor, await loadWeights(checkpoint, dtype, seed, weights), weights.device);
   }
 
   /**
@@ -118,7 +126,7 @@ export class LatentModel {
    * @param config dimensions, or the config of another model.
    */
   static async create(config: NewModelConfig | ModelConfig, options: CreateOptions = {}): Promise<LatentModel> {
-    check.options('create', options, ['dtype', 'seed', 'processor', 'latentSteps', 'preset', 'signal', 'maxMemoryBytes']);
+    check.options('create', options, ['dtype', 'device', 'seed', 'processor', 'latentSteps', 'preset', 'signal', 'maxMemoryBytes']);
     const dtype = check.oneOf('create', 'dtype', options.dtype ?? 'f32', ['f32', 'bf16']);
     const seed = check.integer('create', 'seed', options.seed ?? 0, 0);
     const latentSteps = options.latentSteps === undefined ? undefined : check.integer('create', 'latentSteps', options.latentSteps, 0, MAX_LATENTS);
@@ -128,7 +136,8 @@ export class LatentModel {
     const preset = options.preset === undefined ? PLAIN : makePreset(options.preset, made.text.layers);
     const parts = await newParts(made, options.processor, latentSteps, preset);
     const processor = makeProcessor(parts.config, parts.images, parts.companions);
-    return new LatentModel(parts, dtype, processor, await initializeWeights(parts, dtype, seed, weightOptions('create', options)));
+    const weights = weightOptions('create', options);
+    return new LatentModel(parts, dtype, processor, await initializeWeights(parts, dtype, seed, weights), weights.device);
   }
 
   /** The addon's model. @throws {LibError} `ERR_DISPOSED`. */
@@ -230,16 +239,17 @@ export class LatentModel {
 }
 
 interface CheckedWeightOptions {
+  device: DeviceName;
   signal: AbortSignal | undefined;
   onProgress: ((progress: LoadProgress) => void) | undefined;
   maxMemoryBytes: number | undefined;
 }
 
-function weightOptions(op: string, options: { signal?: AbortSignal; onProgress?: (progress: LoadProgress) => void; maxMemoryBytes?: number }): CheckedWeightOptions {
+function weightOptions(op: string, options: { device?: DeviceChoice; signal?: AbortSignal; onProgress?: (progress: LoadProgress) => void; maxMemoryBytes?: number }): CheckedWeightOptions {
   const { onProgress, maxMemoryBytes } = options;
   if (onProgress !== undefined && typeof onProgress !== 'function') fail('ERR_ARGUMENT', op, `Expected onProgress to be a function but received ${check.show(onProgress)}`);
   if (maxMemoryBytes !== undefined && maxMemoryBytes !== Infinity) check.number(op, 'maxMemoryBytes', maxMemoryBytes, 0);
-  return { signal: check.signal(op, options.signal), onProgress, maxMemoryBytes };
+  return { device: chooseDevice(op, options.device), signal: check.signal(op, options.signal), onProgress, maxMemoryBytes };
 }
 
 async function newParts(config: ModelConfig, directory: string | undefined, latentSteps: number | undefined, preset: Preset): Promise<Parts> {

@@ -5,6 +5,7 @@
  * the caller's (`lib/check.ts`). Methods that touch tensor data return promises that run on the environment's one job thread, in
  * order. Typed arrays are copied before a method returns.
  */
+import type { CudaReport } from './device';
 import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import loadAddon from 'node-gyp-build';
@@ -69,6 +70,12 @@ export interface NativeModel {
    */
   optimizerStep(options: NativeOptimizerOptions, token?: NativeCancelToken): Promise<number>;
   gradientNorm(): Promise<number>;
+  /**
+   * [n*4] of the gradients of n matrices as they stand: nuclear norm, spectral norm, effective rank (sum s)^2 / sum s^2, nuclear / spectral.
+   * From the eigenvalues of the shorter side's Gram matrix in f64, which take about that side cubed, twice over, on one thread a matrix; CUDA
+   * takes sides up to 128 (ERR_UNSUPPORTED above). NaN where a gradient is not finite.
+   */
+  gradientSpectra(names: readonly string[], token?: NativeCancelToken): Promise<Float64Array>;
   /**
    * Moves the routing threshold of each layer that was scored since the last `zeroGradients` towards the (1 - fraction) quantile q of
    * its scores: t += rate (q - t); a threshold that was never set becomes q. Resolves to the layers and their new thresholds.
@@ -168,6 +175,19 @@ export interface NativeRoutingSpec {
  */
 export interface NativeRoutingFigures { scored: number; routed: number; extraRows: number; scores: number; meanSquare: number; }
 
+/**
+ * L2 norms of the loss gradient with respect to each layer's input hidden state and, last, the final one before its norm. A row that
+ * several passes computed counts once, with the sum of its gradients.
+ */
+export interface NativeGradientNorms {
+  /** Layers + 1. */
+  levels: number;
+  /** Rows of each sequence that had any, in the order of `add`. */
+  rows: Int32Array;
+  /** [levels * sum of rows] */
+  norms: Float32Array;
+}
+
 export interface NativeLoss {
   /** [R] pass number and packed row that predicts target [R]. */
   pass: Int32Array; row: Int32Array; target: Int32Array;
@@ -184,6 +204,8 @@ export type NativeReadKind = 'layer_input' | 'layer_qkv' | 'hidden' | 'embeds' |
 
 export interface NativeSessionOptions {
   training: boolean; recompute: boolean; detachLatents: boolean; visionGradient: boolean;
+  /** Training: keep the gradient norms of every row, for `gradientNorms` (default false). */
+  profile?: boolean;
   /** Absent: no visual replay. Their parameters (`token_sr.*`, `router.*`, `step.*`) must be among the model's extras. */
   replay?: NativeReplaySpec;
   /** Absent: no depth routing. */
@@ -224,6 +246,8 @@ export interface NativeSession {
    * routerPenalty: weight of the mean squared router score of this tape in the loss.
    */
   backward(routerPenalty: number, token?: NativeCancelToken): Promise<void>;
+  /** Of the last `backward`, until the next or `reset`. Needs the option `profile`. */
+  gradientNorms(): Promise<NativeGradientNorms>;
   reset(): Promise<void>;
   read(what: NativeReadKind, pass: number, layer: number): Promise<{ data: Float32Array; width: number }>;
   /** Decoder rows computed since the session was made; exact once the promises before it have settled. */
@@ -236,6 +260,11 @@ export interface NativeSession {
 export interface NativeAttentionInput {
   q: Float32Array; k: Float32Array; v: Float32Array; cuQ: Int32Array; cuK: Int32Array;
   heads: number; kvHeads: number; headDim: number; causal: boolean;
+}
+
+/** {@link NativeAttentionInput} on f32, or on the bits of f16 or bf16. */
+export interface NativeRaggedInput extends Pick<NativeAttentionInput, 'cuQ' | 'cuK' | 'heads' | 'kvHeads' | 'headDim' | 'causal'> {
+  q: NativeGradient; k: NativeGradient; v: NativeGradient; dtype: GradientDType;
 }
 
 /** f32 memory of the device, zero at first. Jobs that use it share it, so that `dispose` takes nothing away from them. */
@@ -286,6 +315,13 @@ export interface NativeRouteInput {
 
 export type NativeFusion = 'interpolate' | 'plain' | 'scaled';
 
+/** What the bits of a gradient are. A Uint16Array holds 'f16' or 'bf16'. */
+export type GradientDType = 'f32' | 'f16' | 'bf16';
+
+export type NativeGradient = NativeFloats | Uint16Array;
+
+export interface NativeNormOptions { tokens: number; channels: number; dtype: GradientDType; classes?: Uint8Array; numClasses: number; scale: number; }
+
 /** Plain operations on typed arrays, for `plumbline/kernels` and for tests. All f32. */
 export interface NativeOps {
   rmsNorm(x: Float32Array, weight: Float32Array, eps: number, token?: NativeCancelToken): Promise<Float32Array>;
@@ -300,6 +336,8 @@ export interface NativeOps {
   mrope(x: Float32Array, positions: Int32Array, section: Int32Array, heads: number, headDim: number, theta: number, inverse: boolean, token?: NativeCancelToken): Promise<Float32Array>;
   attention(input: NativeAttentionInput, token?: NativeCancelToken): Promise<{ out: Float32Array; lse: Float32Array }>;
   attentionGrad(input: NativeAttentionInput, dout: Float32Array, token?: NativeCancelToken): Promise<{ dq: Float32Array; dk: Float32Array; dv: Float32Array }>;
+  raggedAttention(input: NativeRaggedInput, token?: NativeCancelToken): Promise<{ out: Float32Array | Uint16Array; lse: Float32Array }>;
+  raggedAttentionGrad(input: NativeRaggedInput, dout: NativeGradient, token?: NativeCancelToken): Promise<{ dq: Float32Array | Uint16Array; dk: Float32Array | Uint16Array; dv: Float32Array | Uint16Array }>;
   /** logits [R, V]; target -100 is ignored; scale multiplies the gradient. */
   crossEntropy(logits: Float32Array, targets: Int32Array, scale: number, token?: NativeCancelToken): Promise<{ losses: Float32Array; argmax: Int32Array; dlogits: Float32Array }>;
   /** y[M,N] = x[M,K] w[N,K]^T + bias. w: Float32Array, or Uint16Array of bf16 bits. */
@@ -321,6 +359,13 @@ export interface NativeOps {
   gatedScatterGrad(h: NativeFloats, y: NativeFloats, gate: NativeFloats, rows: Int32Array, step: NativeFloats | null, fusion: NativeFusion, width: number, dout: NativeFloats, into?: NativeInto<'dh' | 'dy' | 'dgate'>, token?: NativeCancelToken): Promise<{ dh: Float32Array; dy: Float32Array; dgate: Float32Array; dstep?: Float32Array }>;
   packRagged(padded: NativeFloats, lengths: Int32Array, width: number, into?: NativeInto<'packed'>, token?: NativeCancelToken): Promise<{ packed: Float32Array }>;
   unpackRagged(packed: NativeFloats, cuSeqlens: Int32Array, width: number, length: number, fill: number, into?: NativeInto<'padded'>, token?: NativeCancelToken): Promise<{ padded: Float32Array }>;
+
+  /** grad [tokens, channels]; classes: each below numClasses. figures [numClasses * 6]: count, mean, squared deviations, min, max, not finite. histogram [numClasses * 256]. */
+  gradNorm(grad: NativeGradient, options: NativeNormOptions, token?: NativeCancelToken): Promise<{ norms: Float32Array; figures: Float64Array; histogram: Int32Array }>;
+  /** dtype: of the Uint16Arrays. */
+  globalNorm(tensors: readonly NativeGradient[], dtype: GradientDType, token?: NativeCancelToken): Promise<number>;
+  /** Matrices of one dtype, shapes [n*2] rows, columns. Squared singular values, largest first, packed; NaN where a matrix is not finite. */
+  gradSpectra(matrices: readonly NativeGradient[], shapes: Int32Array, dtype: GradientDType, token?: NativeCancelToken): Promise<Float64Array>;
 }
 
 export interface NativeBuildInfo {
@@ -335,14 +380,19 @@ export interface NativeBuildInfo {
 }
 
 export interface NativeAddon {
-  CancelToken: new () => NativeCancelToken;
-  Model: new (spec: NativeModelSpec) => NativeModel;
+  /** `device`: where an operation of `ops` runs (default 'cpu'). */
+  CancelToken: new (device?: 'cpu' | 'cuda') => NativeCancelToken;
+  Model: new (spec: NativeModelSpec, device?: 'cpu' | 'cuda') => NativeModel;
   Session: new (model: NativeModel, options: NativeSessionOptions) => NativeSession;
-  Tensor: new (size: number) => NativeTensor;
+  Tensor: new (size: number, device?: 'cpu' | 'cuda') => NativeTensor;
   ops: NativeOps;
   buildInfo(): NativeBuildInfo;
+  /** What a probe of the CUDA device found; starts the runtime. Counters are of now. */
+  cudaDevice(): CudaReport;
   /** Threads of the compute pool of this environment; takes effect for the next job. */
   setThreads(count: number): void;
+  /** Where operations of `ops` run whose token names no device ('cpu' at first): for tests. */
+  setDevice(device: 'cpu' | 'cuda'): void;
   /** Force 'onednn' | 'portable' GEMM, or an instruction set: for tests and benchmarks. */
   setGemm(kind: 'auto' | 'onednn' | 'portable'): void;
   setIsa(isa: 'auto' | 'baseline' | 'avx2' | 'avx512'): void;

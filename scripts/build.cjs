@@ -3,18 +3,22 @@ const { readFileSync, rmSync, writeFileSync } = require('node:fs');
 const { join } = require('node:path');
 
 const onednn = require('./onednn.cjs');
-const { root, cores, run, say, step } = require('./steps.cjs');
+const { root, cores, run, say, step, succeeds } = require('./steps.cjs');
 
 const bin = (name, file) => join(root, 'node_modules', name, file);
 const tsc = (project) => run(process.execPath, [bin('typescript', 'bin/tsc'), '-p', project]);
-const native = ['src', 'CMakeLists.txt'];
-const extra = `onednn=${onednn.isInstalled()}`;
+const native = ['src', 'cuda', 'CMakeLists.txt'];
+// A build on this machine holds code for its own GPU; without one, the portable intermediate code, which a driver compiles at first use.
+// Machine code for every architecture takes some twenty minutes on two cores: prebuilds have it (`all`). `none`: no CUDA at all.
+const architectures = process.env.PLUMBLINE_CUDA_ARCHITECTURES ?? (succeeds('nvidia-smi', ['-L']) ? 'native' : '80-virtual');
+const extra = `onednn=${onednn.isInstalled()} cuda=${succeeds('nvcc', ['--version'])} ${architectures}`;
 
 /** The addon, by cmake-js: build/Release/plumbline.node. */
 function buildNative() {
   const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
   step('native', { inputs: native, extra: `${extra} ${version}`, outputs: ['build/Release/plumbline.node'] }, () => {
-    run(process.execPath, [bin('cmake-js', 'bin/cmake-js'), 'compile', '--parallel', String(cores)]);
+    const cuda = architectures === 'all' ? [] : [architectures === 'none' ? '--CDPLUMBLINE_USE_CUDA=OFF' : `--CDPLUMBLINE_CUDA_ARCHITECTURES=${architectures}`];
+    run(process.execPath, [bin('cmake-js', 'bin/cmake-js'), 'compile', ...cuda, '--parallel', String(cores)]);
   });
 }
 

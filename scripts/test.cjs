@@ -1,11 +1,12 @@
 // node scripts/test.cjs [--sanitize] [jest arguments]: set-up, type check, native tests, jest; ends with the sum of all counts.
-//   --sanitize: only the native tests, built with AddressSanitizer and then with ThreadSanitizer.
-const { spawnSync } = require('node:child_process');
-const { mkdirSync, readdirSync, readFileSync, rmSync } = require('node:fs');
+//   The native tests of kernels run plain and with each sanitizer.
+//   --sanitize: only native tests, all of them, with the whole library built with AddressSanitizer and then with ThreadSanitizer.
+const { spawn, spawnSync } = require('node:child_process');
+const { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } = require('node:fs');
 const { join } = require('node:path');
 
 const { setup } = require('./setup.cjs');
-const { root, say } = require('./steps.cjs');
+const { root, cores, say } = require('./steps.cjs');
 
 const total = { passed: 0, failed: 0, skipped: 0 };
 
@@ -13,20 +14,56 @@ function add(counts) {
   for (const key of Object.keys(total)) total[key] += counts[key];
 }
 
+const sources = () => readdirSync(join(root, 'test', 'native')).filter((file) => file.endsWith('.cpp')).map((file) => file.slice(0, -4));
+
+function nativeTest(program, label) {
+  return new Promise((resolve) => {
+    const child = spawn(program, [], { cwd: root, stdio: ['ignore', 'pipe', 'inherit'] });
+    let text = '';
+    child.stdout.on('data', (data) => {
+      text += data;
+    });
+    child.on('error', (error) => say(error.message));
+    child.on('close', (status, signal) => {
+      const counts = /(\d+) passed, (\d+) failed(?:, (\d+) skipped)?/.exec(text);
+      const [passed, failed, skipped] = counts ? counts.slice(1).map((count) => Number(count ?? 0)) : [0, 0, 0];
+      const isGood = status === 0 && passed > 0 && failed === 0;
+      add({ passed: isGood ? 1 : 0, failed: isGood ? 0 : 1, skipped });
+      const end = isGood ? '' : `, ${signal ?? `exit status ${status}`}`;
+      console.log(`native ${label}: ${counts?.[0] ?? 'no count'}${end}`);
+      resolve();
+    });
+  });
+}
+
 /** Each file of test/native is an executable that prints "N passed, N failed[, N skipped]" of its checks, and one test here. */
-function nativeTests(sanitizer) {
-  const folder = require('./build.cjs').nativeTests(sanitizer);
-  const names = readdirSync(join(root, 'test', 'native')).filter((file) => file.endsWith('.cpp')).map((file) => file.slice(0, -4));
+async function nativeTests(folder, names, label, atOnce) {
   if (names.length === 0) add({ passed: 0, failed: 1, skipped: 0 });
-  for (const name of names) {
-    const result = spawnSync(join(folder, name), [], { cwd: root, encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] });
-    const counts = /(\d+) passed, (\d+) failed(?:, (\d+) skipped)?/.exec(result.stdout ?? '');
-    const [passed, failed, skipped] = counts ? counts.slice(1).map((count) => Number(count ?? 0)) : [0, 0, 0];
-    const isGood = result.status === 0 && passed > 0 && failed === 0;
-    add({ passed: isGood ? 1 : 0, failed: isGood ? 0 : 1, skipped });
-    const label = sanitizer ? `${name} (${sanitizer})` : name;
-    console.log(`native ${label}: ${counts?.[0] ?? `no count, ${result.signal ?? `exit status ${result.status}`}`}`);
+  const left = [...names];
+  const next = async () => {
+    for (let name = left.shift(); name !== undefined; name = left.shift()) await nativeTest(join(folder, name), label === '' ? name : `${name} (${label})`);
+  };
+  await Promise.all(Array.from({ length: atOnce }, next));
+}
+
+/** All of them, and those of kernels with each sanitizer: there on one thread each, so that several run at a time. */
+async function allNativeTests() {
+  const folder = require('./build.cjs').nativeTests('');
+  await nativeTests(folder, sources(), '', 1);
+  for (const sanitizer of ['address', 'thread']) {
+    if (!existsSync(join(folder, sanitizer))) {
+      console.log(`SKIPPED native tests of kernels with the ${sanitizer} sanitizer: it does not work on this machine`);
+      add({ passed: 0, failed: 0, skipped: 1 });
+      continue;
+    }
+    const built = readdirSync(join(folder, sanitizer));
+    await nativeTests(join(folder, sanitizer), sources().filter((name) => built.includes(name)), `kernels, ${sanitizer} sanitizer`, cores);
   }
+}
+
+/** The whole library with each sanitizer. */
+async function sanitizedTests() {
+  for (const sanitizer of ['address', 'thread']) await nativeTests(require('./build.cjs').nativeTests(sanitizer), sources(), `${sanitizer} sanitizer`, 1);
 }
 
 function typeCheck() {
@@ -52,15 +89,19 @@ function jest(args) {
   add(counts);
 }
 
-const args = process.argv.slice(2);
-setup();
-if (args.includes('--sanitize')) {
-  nativeTests('address');
-  nativeTests('thread');
-} else {
-  typeCheck();
-  if (args.length === 0) nativeTests('');
-  jest(args);
+async function main() {
+  const args = process.argv.slice(2);
+  setup();
+  if (args.includes('--sanitize')) {
+    await sanitizedTests();
+  } else {
+    typeCheck();
+    if (args.length === 0) await allNativeTests();
+    require('./interpreter.cjs').prepare();
+    jest(args);
+  }
+  console.log(`${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`);
+  process.exit(total.failed === 0 && total.passed > 0 ? 0 : 1);
 }
-console.log(`${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`);
-process.exit(total.failed === 0 && total.passed > 0 ? 0 : 1);
+
+main();

@@ -17,6 +17,7 @@ import { demoTrainingData, heldOut, heldOutOptions, type HeldOut } from './demoD
 import { trainingFigures, type TrainingFigures } from './demoFigures';
 import { writeGazes, type DemoGaze } from './demoGaze';
 import { demoPhases, stepsOf, WORDS, type DemoMode, type Phase } from './demoPhases';
+import { PROFILE_NAME } from './profile';
 import { demoConfig, scaledTo, DEMO_SIZES, type DemoSize, type SizeName } from './demoSizes';
 
 export interface DemoOptions {
@@ -28,6 +29,8 @@ export interface DemoOptions {
   minutes?: number;
   /** Go on with a run folder that is there. */
   resume: boolean;
+  /** Gradient dynamics every so many steps, in `<training>/profile.jsonl`. */
+  profileEvery?: number;
   signal?: AbortSignal;
 }
 
@@ -102,12 +105,12 @@ export async function runDemo(options: DemoOptions, reporter: DemoReporter): Pro
 
 /** `runDemo` of any size; `options.size` is its name. */
 export async function runDemoOf(size: DemoSize, options: DemoOptions, reporter: DemoReporter): Promise<DemoResult> {
-  const { out, seed, signal } = options;
+  const { out, seed, signal, profileEvery } = options;
   const started = performance.now();
   await prepareRunFolder(options, 'one seed');
   const questions = heldOut(size, seed, size.questions, 0);
   await writeContactSheet(questions.samples.slice(0, 16), join(out, 'samples.png'));
-  const context: Context = { out, seed, size, reporter, seconds: {}, signal, questions };
+  const context: Context = { out, seed, size, reporter, seconds: {}, signal, profileEvery, questions };
   const phases = demoPhases(size);
   const first = await explicitRow(context, phases.explicit);
   const rows = [first.row];
@@ -137,6 +140,7 @@ interface Context {
   reporter: DemoReporter;
   seconds: Record<string, number>;
   signal: AbortSignal | undefined;
+  profileEvery: number | undefined;
   questions: HeldOut;
 }
 
@@ -170,13 +174,14 @@ function metricsFile({ out }: Context, phase: Phase): string {
 
 /** Trains a phase, or goes on with it, or loads it when it is complete. */
 async function trained(context: Context, phase: Phase, start: () => Promise<LatentModel>): Promise<Trained> {
-  const { out, seed, size, reporter, seconds, signal } = context;
+  const { out, seed, size, reporter, seconds, signal, profileEvery } = context;
   const checkpointFolder = join(out, phase.folder);
   const model = await start();
   const started = performance.now();
   const args: TrainArguments = {
     data: demoTrainingData(size, seed), stages: phase.stages, batchSize: size.batchSize, beta2: size.beta2, trainVision: true, seed, checkpointFolder,
     checkpointEvery: 500, keepCheckpoints: 1, metricsFile: metricsFile(context, phase), resume: 'latest', ...(signal ? { signal } : {}),
+    ...(profileEvery === undefined ? {} : { profileFile: join(checkpointFolder, PROFILE_NAME), profileEvery, profileMatricesEvery: 10 * profileEvery }),
   };
   const trainee = {
     native: model.native, geometry: model.geometry, preset: model.preset, openSession: model.openSession.bind(model),

@@ -5,10 +5,12 @@ import { join } from 'node:path';
 import { codeOf } from '../errors';
 import { runDemo, type DemoOptions, type DemoReporter } from './demo';
 import { runSeeds } from './demoSeeds';
+import { doctor } from './doctor';
 import { DEMO_SIZES, type SizeName } from './demoSizes';
 import { demoTable, summaryTable } from './demoTable';
 import { answer } from './generate';
 import { interruptSignal, STOPPED } from './interrupt';
+import { profile } from './profile';
 import { progressOn, type Progress } from './progress';
 
 interface DemoArguments {
@@ -18,8 +20,12 @@ interface DemoArguments {
   seeds: number;
   minutes?: number;
   resume: boolean;
+  profile?: number | true;
   json: boolean;
 }
+
+/** Steps between two profiled ones: enough for curves of thousands of steps, and files of a few MB. */
+const PROFILE_EVERY = 10;
 
 function whole(text: string): number {
   const value = Number(text);
@@ -60,10 +66,11 @@ function reporterOn(terminal: NodeJS.WriteStream): DemoReporter & { end(): void 
 
 async function demo(args: DemoArguments): Promise<void> {
   const { size, seed, seeds, resume, minutes, json } = args;
+  const profileEvery = args.profile === true ? PROFILE_EVERY : args.profile;
   const out = args.out ?? join('runs', `demo-${size}-${seed}${seeds === 1 ? '' : `-to-${seed + seeds - 1}`}`);
   const signal = interruptSignal();
   const reporter = reporterOn(process.stderr);
-  const options: DemoOptions = { size, out, seed, resume, signal, ...(minutes === undefined ? {} : { minutes }) };
+  const options: DemoOptions = { size, out, seed, resume, signal, ...(minutes === undefined ? {} : { minutes }), ...(profileEvery === undefined ? {} : { profileEvery }) };
   try {
     const [result, text] = seeds === 1 ? shown(await runDemo(options, reporter), demoTable) : shown(await runSeeds(options, seeds, reporter), summaryTable);
     reporter.end();
@@ -71,7 +78,7 @@ async function demo(args: DemoArguments): Promise<void> {
   } catch (error) {
     reporter.end();
     if (!signal.aborted || error !== signal.reason) throw error;
-    const more = `${seeds === 1 ? '' : ` --seeds ${seeds}`}${minutes === undefined ? '' : ` --minutes ${minutes}`}`;
+    const more = `${seeds === 1 ? '' : ` --seeds ${seeds}`}${minutes === undefined ? '' : ` --minutes ${minutes}`}${profileEvery === undefined ? '' : ` --profile ${profileEvery}`}`;
     process.stderr.write(`${(error as Error).message}; go on with: plumbline demo --size ${size} --seed ${seed}${more} --out ${out} --resume\n`);
     process.exitCode = 130;
   }
@@ -91,8 +98,17 @@ export function program(): Command {
     .option('--seeds <number>', 'runs with so many seeds, from --seed on, and their mean and standard deviation', count, 1)
     .option('--minutes <number>', 'stretch or shrink the step counts to about this long on two cores', positive)
     .option('--resume', 'go on with a run folder', false)
+    .option('--profile [steps]', `record gradient dynamics every so many steps (default: ${PROFILE_EVERY}), for \`plumbline profile\``, count)
     .option('--json', 'print the result as JSON', false)
     .action(demo);
+  command.command('profile')
+    .description('say, and draw, how the gradient of a training is shared between image rows and words, by layer, and between easy and hard samples')
+    .argument('<folder>', 'folder with a profile.jsonl, or a run folder of the demo')
+    .option('--from <step>', 'first step that counts', count)
+    .option('--to <step>', 'last step that counts', count)
+    .option('--html <file>', 'draw it as one HTML page')
+    .option('--json', 'print all figures as JSON', false)
+    .action(profile);
   command.command('generate')
     .description('ask a checkpoint folder a question')
     .argument('<folder>', 'Hugging Face directory of a Qwen2-VL model, or one that training wrote')
@@ -109,6 +125,10 @@ export function program(): Command {
     .option('--recompute', 'run the whole sequence again at every step: slow, and the only way for a preset that looks ahead', false)
     .option('--json', 'print ids, text and steps as JSON', false)
     .action(answer);
+  command.command('doctor')
+    .description('say what this machine has, which device is used, what is missing, and what to do')
+    .option('--json', 'print it as JSON', false)
+    .action(doctor);
   return command;
 }
 

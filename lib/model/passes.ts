@@ -11,6 +11,7 @@ import type { ModelGeometry } from './config';
 import type { Picture } from './image';
 import { mropePositions } from './positions';
 import type { Preset } from './preset';
+import type { RowClass } from './rowClass';
 
 /** Token ids with one picture token per merged patch, and the pictures in the order of their tokens. */
 export interface PromptInput {
@@ -30,6 +31,7 @@ export interface SequenceCursor {
   kind: number[];
   index: number[];
   positions: [number[], number[], number[]];
+  classes: RowClass[];
   /** Rows that were sent. */
   sent: number;
   /** Rows that went through the decoder, recomputed ones counted again. */
@@ -39,7 +41,7 @@ export interface SequenceCursor {
 }
 
 export function newCursor(id: number): SequenceCursor {
-  return { id, kind: [], index: [], positions: [[], [], []], sent: 0, forwards: 0, delta: 0 };
+  return { id, kind: [], index: [], positions: [[], [], []], classes: [], sent: 0, forwards: 0, delta: 0 };
 }
 
 /** A pass being collected; `finishPass` makes typed arrays of it. */
@@ -55,25 +57,27 @@ export function startPass(): PassRows {
 }
 
 /** Rows after the prompt advance the three position ids alike: row number + delta. */
-function appendRow(cursor: SequenceCursor, kind: number, index: number): void {
+function appendRow(cursor: SequenceCursor, kind: number, index: number, rowClass: RowClass): void {
   const position = cursor.kind.length + cursor.delta;
   cursor.kind.push(kind);
   cursor.index.push(index);
+  cursor.classes.push(rowClass);
   for (const row of cursor.positions) row.push(position);
 }
 
 /** A row whose input is the final hidden state of the last row sent. */
 export function appendLatent(cursor: SequenceCursor): void {
-  appendRow(cursor, ROW_KIND.latent, 0);
+  appendRow(cursor, ROW_KIND.latent, 0, 'latent');
 }
 
 /** Rows of the session's store: replayed tokens, kept latents. */
-export function appendStored(cursor: SequenceCursor, first: number, count: number): void {
-  for (let i = 0; i < count; i++) appendRow(cursor, ROW_KIND.stored, first + i);
+export function appendStored(cursor: SequenceCursor, first: number, count: number, rowClass: 'replay' | 'latent'): void {
+  for (let i = 0; i < count; i++) appendRow(cursor, ROW_KIND.stored, first + i, rowClass);
 }
 
-export function appendWords(cursor: SequenceCursor, words: ArrayLike<number>): void {
-  for (let i = 0; i < words.length; i++) appendRow(cursor, ROW_KIND.token, words[i] as number);
+/** @param classes of the words; those it has none for are of the answer. */
+export function appendWords(cursor: SequenceCursor, words: ArrayLike<number>, classes: readonly RowClass[] = []): void {
+  for (let i = 0; i < words.length; i++) appendRow(cursor, ROW_KIND.token, words[i] as number, classes[i] ?? 'answer-text');
 }
 
 /**
@@ -89,6 +93,7 @@ export function appendPrompt(cursor: SequenceCursor, prompt: PromptInput, geomet
     const id = promptIds[i] as number;
     cursor.kind.push(isPictureToken(id) ? ROW_KIND.visual : ROW_KIND.token);
     cursor.index.push(isPictureToken(id) ? visual++ : id);
+    cursor.classes.push(isPictureToken(id) ? 'image' : 'prompt-text');
     cursor.positions.forEach((row, axis) => row.push(isSequential ? i : positions[axis * promptIds.length + i] as number));
   }
   cursor.delta = isSequential ? 0 : delta;

@@ -1,4 +1,5 @@
 /** Latent reasoning on a session: what a preset asks of it, and the step that every sequence takes before each latent. */
+import type { DeviceName } from '../device';
 import { fail, guarded } from '../errors';
 import type { NativeCancelToken, NativeModel, NativeReplayResult, NativeSession, NativeSessionOptions } from '../native';
 import type { ModelGeometry } from './config';
@@ -10,12 +11,14 @@ import { looksAhead, replaySpec, routingSpec, type Preset } from './preset';
 export interface ModelView {
   readonly native: NativeModel;
   readonly geometry: ModelGeometry;
+  /** Where its work is done; absent: the CPU. */
+  readonly device?: DeviceName;
   /** Switches of replay and routing that the model was made or trained with. */
   readonly preset: Preset;
   openSession(options: NativeSessionOptions): NativeSession;
 }
 
-export type SessionKind = Pick<NativeSessionOptions, 'training' | 'recompute' | 'visionGradient'>;
+export type SessionKind = Pick<NativeSessionOptions, 'training' | 'recompute' | 'visionGradient' | 'profile'>;
 
 /**
  * Opens a session that reasons as a preset says.
@@ -89,7 +92,7 @@ export async function latentStep<R extends Reasoner>(session: NativeSession, rea
   let replay: StepReplay<R> | undefined;
   if (looking.length > 0) {
     const result = await session.replay(Int32Array.from(looking, ({ cursor }) => cursor.id), { targets, saliency }, token);
-    looking.forEach(({ cursor }, n) => appendStored(cursor, result.firstRow[n]!, result.rows[n]!));
+    looking.forEach(({ cursor }, n) => appendStored(cursor, result.firstRow[n]!, result.rows[n]!, 'replay'));
     replay = { result, reasoners: looking };
   }
   if (form === 'cached') {
@@ -97,7 +100,7 @@ export async function latentStep<R extends Reasoner>(session: NativeSession, rea
   } else if (reasoners.length > 0) {
     const ids = Int32Array.from(reasoners, ({ cursor }) => cursor.id);
     const first = await session.keepLatents(ids);
-    reasoners.forEach(({ cursor }, n) => appendStored(cursor, first + n, 1));
+    reasoners.forEach(({ cursor }, n) => appendStored(cursor, first + n, 1, 'latent'));
   }
   return replay;
 }

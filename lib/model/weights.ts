@@ -2,6 +2,7 @@
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { abortable } from '../abort';
+import type { DeviceName } from '../device';
 import { fail, guarded } from '../errors';
 import { native, type NativeExtraSpec, type NativeModel, type NativeParameterInfo, type StorageDType } from '../native';
 import type { Checkpoint, CompanionFiles } from './checkpoint';
@@ -9,7 +10,7 @@ import { configJson, toNativeSpec, type ModelConfig } from './config';
 import { checkExtraShapes, extraShapes, EXTRAS_FILE, type ExtraShape } from './extras';
 import { writeAtomically, writeJson, writing } from './files';
 import { imageSettingsJson, type ImageSettings } from './imageSettings';
-import { requireMemory } from './memory';
+import { availableMemory, requireMemory } from './memory';
 import { isBackbone, parameterShapes, sizeOf } from './parameterShapes';
 import { recordJson, type LatentRecord } from './record';
 import { writeSafetensors, type TensorSource } from './safetensors';
@@ -21,6 +22,8 @@ export interface LoadProgress {
 }
 
 export interface WeightOptions {
+  /** Where the weights are (default 'cpu'). */
+  device?: DeviceName | undefined;
   /** Stops between tensors and rejects with the signal's reason. */
   signal?: AbortSignal | undefined;
   onProgress?: ((progress: LoadProgress) => void) | undefined;
@@ -32,9 +35,9 @@ export interface WeightOptions {
 const BATCH_BYTES = 128 * 1024 * 1024;
 
 /** Makes an empty native model after asking whether it fits. The caller disposes it. */
-function makeModel(op: string, what: string, { config, images }: Pick<CheckpointParts, 'config' | 'images'>, dtype: StorageDType, extras: readonly NativeExtraSpec[], limit: number | undefined): NativeModel {
-  requireMemory(op, what, config, dtype, extras, limit);
-  const model = guarded(() => new (native().Model)(toNativeSpec(config, images, dtype, extras)));
+function makeModel(op: string, what: string, { config, images }: Pick<CheckpointParts, 'config' | 'images'>, dtype: StorageDType, extras: readonly NativeExtraSpec[], { maxMemoryBytes: limit, device = 'cpu' }: WeightOptions): NativeModel {
+  requireMemory(op, what, config, dtype, extras, limit ?? (device === 'cuda' ? native().cudaDevice().freeBytes : availableMemory()));
+  const model = guarded(() => new (native().Model)(toNativeSpec(config, images, dtype, extras), device));
   const infos = new Map(model.parameters().map((info) => [info.name, info]));
   const differs = [...parameterShapes(config), ...extras].find(({ name, shape }) => sizeOf(infos.get(name)?.shape ?? [-1]) !== sizeOf(shape));
   if (differs === undefined) return model;
@@ -51,7 +54,7 @@ export async function loadWeights(checkpoint: Checkpoint, dtype: StorageDType, s
   const { config, record, extras: { tensors } } = checkpoint;
   const held = new Set(tensors.map(({ name }) => name));
   const lacking = extraShapes(record.preset, config.text.hidden).filter(({ name }) => !held.has(name));
-  const model = makeModel('load', checkpoint.directory, checkpoint, dtype, [...tensors, ...lacking], options.maxMemoryBytes);
+  const model = makeModel('load', checkpoint.directory, checkpoint, dtype, [...tensors, ...lacking], options);
   try {
     await initializeExtras(model, lacking, config, seed, options.signal);
     await readWeights(model, checkpoint, options);
@@ -103,7 +106,7 @@ function* batches<T extends { bytes: number }>(tensors: readonly T[]): Generator
 export async function initializeWeights(parts: Pick<CheckpointParts, 'config' | 'images' | 'record'>, dtype: StorageDType, seed: number, options: WeightOptions): Promise<NativeModel> {
   const { config, record } = parts;
   const extras = extraShapes(record.preset, config.text.hidden);
-  const model = makeModel('create', 'the new model', parts, dtype, extras, options.maxMemoryBytes);
+  const model = makeModel('create', 'the new model', parts, dtype, extras, options);
   try {
     for (const { name, role } of parameterShapes(config)) {
       const [kind, scale] = role === 'matrix' ? (['normal', config.initializerRange] as const) : (['constant', role === 'scale' ? 1 : 0] as const);

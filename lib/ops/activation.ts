@@ -35,7 +35,7 @@ export async function activationGrad(kind: ActivationKind, x: Float32Array, dout
 }
 
 function checkActivation(op: string, kind: ActivationKind, x: Float32Array, options: KernelOptions): void {
-  check.options(op, options, ['signal']);
+  check.options(op, options, ['signal', 'device']);
   check.oneOf(op, 'kind', kind, KINDS);
   check.typedArray(op, 'x', x, 'Float32Array');
 }

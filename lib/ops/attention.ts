@@ -16,7 +16,7 @@ export interface AttentionOptions extends KernelOptions {
   causal?: boolean;
 }
 
-const FIELDS = ['heads', 'kvHeads', 'headDim', 'cuQ', 'cuK', 'causal', 'signal'];
+const FIELDS = ['heads', 'kvHeads', 'headDim', 'cuQ', 'cuK', 'causal', 'signal', 'device'];
 
 /**
  * Ragged softmax attention of many sequences at once, scaled by 1/sqrt(headDim). No matrix of scores is formed.
@@ -50,13 +50,19 @@ export async function attentionGrad(q: Float32Array, k: Float32Array, v: Float32
   return run('attentionGrad', options, (ops, token) => ops.attentionGrad(input, dout, token));
 }
 
-function checkAttention(op: string, q: Float32Array, k: Float32Array, v: Float32Array, options: AttentionOptions): NativeAttentionInput {
-  check.options(op, options, FIELDS);
+export interface AttentionLayout extends Pick<NativeAttentionInput, 'cuQ' | 'cuK' | 'heads' | 'kvHeads' | 'headDim' | 'causal'> {
+  querySize: number;
+  keySize: number;
+}
+
+/** Checks the options that say where the sequences lie, and how many elements that makes. */
+export function attentionLayout(op: string, options: AttentionOptions, fields: readonly string[]): AttentionLayout {
+  check.options(op, options, fields);
   const heads = check.integer(op, 'heads', options?.heads, 1, 65536);
-  const kvHeads = check.integer(op, 'kvHeads', options.kvHeads ?? heads, 1, heads);
+  const kvHeads = check.integer(op, 'kvHeads', options.kvHeads === undefined ? heads : options.kvHeads, 1, heads);
   if (heads % kvHeads !== 0) fail('ERR_RANGE', op, `Expected kvHeads to divide heads = ${heads} but received ${kvHeads}`);
   const headDim = check.integer(op, 'headDim', options.headDim, 1, 65536);
-  const causal = check.boolean(op, 'causal', options.causal ?? true);
+  const causal = check.boolean(op, 'causal', options.causal === undefined ? true : options.causal);
   const cuQ = check.typedArray(op, 'cuQ', options.cuQ, 'Int32Array');
   const cuK = check.typedArray(op, 'cuK', options.cuK, 'Int32Array');
   const sequences = check.offsets(op, 'cuQ', cuQ, cuQ.at(-1) ?? 0);
@@ -69,9 +75,13 @@ function checkAttention(op: string, q: Float32Array, k: Float32Array, v: Float32
     const least = causal ? queries : Math.min(queries, 1);
     if (keys < least) fail('ERR_RANGE', op, `Expected sequence ${b} to have at least ${least} keys for its ${queries} query rows but received ${keys}`);
   }
-  check.typedArray(op, 'q', q, 'Float32Array', elements(op, 'q', cuQ.at(-1)!, heads, headDim), 'rows*heads*headDim');
-  const keySize = elements(op, 'k', cuK.at(-1)!, kvHeads, headDim);
+  return { cuQ, cuK, heads, kvHeads, headDim, causal, querySize: elements(op, 'q', cuQ.at(-1)!, heads, headDim), keySize: elements(op, 'k', cuK.at(-1)!, kvHeads, headDim) };
+}
+
+function checkAttention(op: string, q: Float32Array, k: Float32Array, v: Float32Array, options: AttentionOptions): NativeAttentionInput {
+  const { querySize, keySize, ...layout } = attentionLayout(op, options, FIELDS);
+  check.typedArray(op, 'q', q, 'Float32Array', querySize, 'rows*heads*headDim');
   check.typedArray(op, 'k', k, 'Float32Array', keySize, 'rows*kvHeads*headDim');
   check.typedArray(op, 'v', v, 'Float32Array', keySize, 'rows*kvHeads*headDim');
-  return { q, k, v, cuQ, cuK, heads, kvHeads, headDim, causal };
+  return { q, k, v, ...layout };
 }

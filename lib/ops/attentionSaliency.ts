@@ -21,7 +21,7 @@ export interface SaliencyOptions<O extends OutputKind = OutputKind> extends Outp
   lse?: Floats;
 }
 
-const FIELDS = ['heads', 'kvHeads', 'headDim', 'cuQ', 'cuK', 'columns', 'cuColumns', 'lse', 'output', 'signal'];
+const FIELDS = ['heads', 'kvHeads', 'headDim', 'cuQ', 'cuK', 'columns', 'cuColumns', 'lse', 'output', 'signal', 'device'];
 
 /**
  * How much the last query row of each sequence attends to some of its keys: the mean over the heads of softmax(q k / sqrt(headDim)).

@@ -1,17 +1,21 @@
 /** What all kernels share: their options, and the way to the addon. */
 import { abortable } from '../abort';
 import * as check from '../check';
+import { chooseDevice, type DeviceChoice } from '../device';
 import { fail } from '../errors';
 import { native, type NativeCancelToken, type NativeOps } from '../native';
 
 export interface KernelOptions {
   /** Stops the job within about 10 ms; the promise rejects with the signal's reason. */
   signal?: AbortSignal;
+  /** Where it runs: 'cpu', 'cuda', or 'auto' (default, unless the environment variable PLUMBLINE_DEVICE says otherwise): CUDA where it works. Tensors must be of that device. */
+  device?: DeviceChoice;
 }
 
 /** Runs a job on the environment's one native thread. Typed arrays are copied before this returns. */
 export function run<T>(op: string, options: KernelOptions, start: (ops: NativeOps, token: NativeCancelToken | undefined) => Promise<T>): Promise<T> {
-  return abortable(check.signal(op, options.signal), (token) => start(native().ops, token));
+  const device = chooseDevice(op, options.device);
+  return abortable(check.signal(op, options.signal), (token) => start(native().ops, token), device);
 }
 
 /** Rows of a packed array: its length must be a multiple of the row's length. */

@@ -33,7 +33,7 @@ export interface CoherentWindowResult<O extends OutputKind = 'array'> {
   used: Uint8Array;
 }
 
-const FIELDS = ['cuTokens', 'cuPictures', 'grids', 'patches', 'window', 'weights', 'used', 'output', 'signal'];
+const FIELDS = ['cuTokens', 'cuPictures', 'grids', 'patches', 'window', 'weights', 'used', 'output', 'signal', 'device'];
 
 /**
  * Selects the best scored cells of picture grids and finds the window that holds most of them: top-k, weights, and the first best

@@ -26,7 +26,7 @@ export interface CropPatchesOptions<O extends OutputKind = OutputKind> extends O
   std?: readonly number[];
 }
 
-const FIELDS = ['height', 'width', 'box', 'toHeight', 'toWidth', 'patch', 'merge', 'temporal', 'mean', 'std', 'output', 'signal'];
+const FIELDS = ['height', 'width', 'box', 'toHeight', 'toWidth', 'patch', 'merge', 'temporal', 'mean', 'std', 'output', 'signal', 'device'];
 
 /**
  * Cuts a box out of a picture, resizes it (8-bit bilinear, bit-equal to Pillow's `Image.resize`), and gives it as normalised patch

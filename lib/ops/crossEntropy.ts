@@ -21,7 +21,7 @@ export interface CrossEntropyOptions extends KernelOptions {
  */
 export async function crossEntropy(logits: Float32Array, targets: Int32Array, options: CrossEntropyOptions = {}): Promise<{ losses: Float32Array; argmax: Int32Array; dlogits: Float32Array }> {
   const op = 'crossEntropy';
-  check.options(op, options, ['scale', 'signal']);
+  check.options(op, options, ['scale', 'signal', 'device']);
   check.typedArray(op, 'logits', logits, 'Float32Array');
   check.typedArray(op, 'targets', targets, 'Int32Array');
   const rows = targets.length;

@@ -1,5 +1,6 @@
 /** Float arguments and results of the kernels: arrays, or tensors on the device. */
 import * as check from '../check';
+import { chooseDevice } from '../device';
 import { fail } from '../errors';
 import type { NativeCancelToken, NativeFloats, NativeInto, NativeOps, NativeTensor } from '../native';
 import { run, type KernelOptions } from './call';
@@ -23,10 +24,10 @@ export interface FloatArgument {
   length: number;
 }
 
-/** Checks a float argument, and its number of elements when given. */
-export function floats(op: string, name: string, value: unknown, length?: number, meaning?: string): FloatArgument {
+/** Checks a float argument, and its number of elements when given. `kinds`: what the operation takes, for messages. */
+export function floats(op: string, name: string, value: unknown, length?: number, meaning?: string, kinds = 'a Float32Array or a Tensor'): FloatArgument {
   if (!Tensor.is(value)) {
-    if (Object.prototype.toString.call(value) !== '[object Float32Array]') fail('ERR_DTYPE', op, `Expected ${name} to be a Float32Array or a Tensor but received ${check.show(value)}`);
+    if (Object.prototype.toString.call(value) !== '[object Float32Array]') fail('ERR_DTYPE', op, `Expected ${name} to be ${kinds} but received ${check.show(value)}`);
     const array = check.typedArray(op, name, value, 'Float32Array', length, meaning);
     return { native: array, length: array.length };
   }
@@ -43,13 +44,14 @@ export async function runFloats<O extends OutputKind, Name extends string, R ext
   op: string, options: OutputOptions<O>, shapes: Readonly<Record<Name, readonly number[]>>,
   start: (ops: NativeOps, into: NativeInto<Name>, token: NativeCancelToken | undefined) => Promise<R>,
 ): Promise<Omit<R, Name> & Record<Name, FloatsOf<O>>> {
+  const device = chooseDevice(op, options.device);
   const made = new Map<string, Tensor>();
   try {
-    if (check.oneOf(op, 'output', options.output ?? 'array', ['array', 'tensor']) === 'tensor') {
-      for (const [name, shape] of Object.entries<readonly number[]>(shapes)) made.set(name, new Tensor(shape));
+    if (check.oneOf(op, 'output', options.output === undefined ? 'array' : options.output, ['array', 'tensor']) === 'tensor') {
+      for (const [name, shape] of Object.entries<readonly number[]>(shapes)) made.set(name, new Tensor(shape, { device }));
     }
     const into = made.size === 0 ? undefined : (Object.fromEntries([...made].map(([name, tensor]) => [name, living(op, tensor)])) as Record<Name, NativeTensor>);
-    const result = await run(op, options, (ops, token) => start(ops, into, token));
+    const result = await run(op, { ...options, device }, (ops, token) => start(ops, into, token));
     return { ...result, ...Object.fromEntries(made) } as unknown as Omit<R, Name> & Record<Name, FloatsOf<O>>;
   } catch (error) {
     for (const tensor of made.values()) tensor.dispose();

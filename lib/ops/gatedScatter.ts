@@ -69,7 +69,7 @@ interface Scatter {
 }
 
 function checkScatter(op: string, h: Floats, y: Floats, gate: Floats, rows: Int32Array, options: GatedScatterOptions): Scatter {
-  check.options(op, options, ['fusion', 'step', 'output', 'signal']);
+  check.options(op, options, ['fusion', 'step', 'output', 'signal', 'device']);
   const fusion = check.oneOf(op, 'fusion', options.fusion ?? 'interpolate', FUSIONS);
   if (fusion !== 'scaled' && options.step !== undefined) fail('ERR_ARGUMENT', op, `Expected no step with fusion '${fusion}' but received ${check.show(options.step)}`);
   check.typedArray(op, 'rows', rows, 'Int32Array');

@@ -59,7 +59,7 @@ interface Gather {
 }
 
 function checkGather(op: string, h: Floats, rows: Int32Array, weight: Floats, options: GatherRmsNormOptions): Gather {
-  check.options(op, options, ['eps', 'step', 'output', 'signal']);
+  check.options(op, options, ['eps', 'step', 'output', 'signal', 'device']);
   const { native: scale, length: channels } = floats(op, 'weight', weight);
   if (channels === 0) fail('ERR_SHAPE', op, 'Expected weight to have at least 1 element but received 0');
   const { native: source, length } = floats(op, 'h', h);

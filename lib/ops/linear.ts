@@ -44,7 +44,7 @@ export async function linearGrad(x: Float32Array, weight: WeightMatrix, dout: Fl
 }
 
 function checkLinear(op: string, x: Float32Array, weight: WeightMatrix, options: LinearOptions): { rows: number; inputs: number; outputs: number } {
-  check.options(op, options, ['inputs', 'outputs', 'signal']);
+  check.options(op, options, ['inputs', 'outputs', 'signal', 'device']);
   const inputs = check.integer(op, 'inputs', options?.inputs, 1, MAX_WIDTH);
   const outputs = check.integer(op, 'outputs', options.outputs, 1, MAX_WIDTH);
   check.typedArray(op, 'x', x, 'Float32Array');

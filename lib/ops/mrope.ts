@@ -27,7 +27,7 @@ export interface MropeOptions extends KernelOptions {
  */
 export async function mrope(x: Float32Array, positions: Int32Array, options: MropeOptions): Promise<Float32Array> {
   const op = 'mrope';
-  check.options(op, options, ['heads', 'headDim', 'section', 'theta', 'inverse', 'signal']);
+  check.options(op, options, ['heads', 'headDim', 'section', 'theta', 'inverse', 'signal', 'device']);
   const heads = check.integer(op, 'heads', options?.heads, 1, 65536);
   const headDim = check.integer(op, 'headDim', options.headDim, 2, 65536);
   const section = checkSection(op, options.section, headDim);

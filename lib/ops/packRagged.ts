@@ -28,7 +28,7 @@ const MAX_WIDTH = 2 ** 31 - 1;
  */
 export async function packRagged<O extends OutputKind = 'array'>(padded: Floats, lengths: Int32Array, width: number, options: PackRaggedOptions<O> = {}): Promise<{ packed: FloatsOf<O>; cuSeqlens: Int32Array }> {
   const op = 'packRagged';
-  check.options(op, options, ['output', 'signal']);
+  check.options(op, options, ['output', 'signal', 'device']);
   check.typedArray(op, 'lengths', lengths, 'Int32Array');
   check.integer(op, 'width', width, 1, MAX_WIDTH);
   const source = floats(op, 'padded', padded, lengths.length === 0 ? 0 : undefined, 'lengths*width');
@@ -56,7 +56,7 @@ export async function packRagged<O extends OutputKind = 'array'>(padded: Floats,
  */
 export async function unpackRagged<O extends OutputKind = 'array'>(packed: Floats, cuSeqlens: Int32Array, width: number, options: UnpackRaggedOptions<O> = {}): Promise<FloatsOf<O>> {
   const op = 'unpackRagged';
-  check.options(op, options, ['length', 'fill', 'output', 'signal']);
+  check.options(op, options, ['length', 'fill', 'output', 'signal', 'device']);
   check.typedArray(op, 'cuSeqlens', cuSeqlens, 'Int32Array');
   const sequences = check.offsets(op, 'cuSeqlens', cuSeqlens, cuSeqlens.at(-1) ?? 0);
   check.integer(op, 'width', width, 1, MAX_WIDTH);

@@ -24,7 +24,7 @@ export interface PatchRowsOptions extends KernelOptions {
   std?: readonly number[];
 }
 
-const FIELDS = ['frames', 'height', 'width', 'patch', 'merge', 'temporal', 'mean', 'std', 'signal'];
+const FIELDS = ['frames', 'height', 'width', 'patch', 'merge', 'temporal', 'mean', 'std', 'signal', 'device'];
 
 /**
  * Normalised patch rows of a picture, as the vision tower takes them: time, then merge blocks row-major, then the patches of a

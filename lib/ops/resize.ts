@@ -20,7 +20,7 @@ export interface ResizeOptions extends KernelOptions {
  */
 export async function resize(image: Uint8Array, options: ResizeOptions): Promise<Uint8Array> {
   const op = 'resize';
-  check.options(op, options, ['height', 'width', 'toHeight', 'toWidth', 'filter', 'signal']);
+  check.options(op, options, ['height', 'width', 'toHeight', 'toWidth', 'filter', 'signal', 'device']);
   const [height, width, toHeight, toWidth] = (['height', 'width', 'toHeight', 'toWidth'] as const)
     .map((name) => check.integer(op, name, options?.[name], 1, MAX_SIDE)) as [number, number, number, number];
   const filter = check.oneOf(op, 'filter', options.filter ?? 'bicubic', ['bilinear', 'bicubic']);

@@ -36,7 +36,7 @@ export async function rmsNormGrad(x: Float32Array, weight: Float32Array, dout: F
 
 /** Checks x, weight and options of a norm; returns eps. */
 export function checkNorm(op: string, x: Float32Array, weight: Float32Array, options: NormOptions): number {
-  check.options(op, options, ['eps', 'signal']);
+  check.options(op, options, ['eps', 'signal', 'device']);
   check.typedArray(op, 'weight', weight, 'Float32Array');
   check.typedArray(op, 'x', x, 'Float32Array');
   rowsOf(op, 'x', x.length, widthOf(op, 'weight', weight), 'channels');

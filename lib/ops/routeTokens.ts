@@ -39,7 +39,7 @@ export interface RouteTokensResult {
   state?: PrefixState;
 }
 
-const FIELDS = ['rule', 'cuSeqlens', 'threshold', 'alpha', 'state', 'signal'];
+const FIELDS = ['rule', 'cuSeqlens', 'threshold', 'alpha', 'state', 'signal', 'device'];
 const RULES: readonly RouteRule[] = ['threshold', 'prefix-topk', 'topk'];
 
 /**

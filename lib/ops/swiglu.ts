@@ -30,7 +30,7 @@ export async function swigluGrad(gate: Float32Array, up: Float32Array, dout: Flo
 }
 
 function checkSwiglu(op: string, gate: Float32Array, up: Float32Array, options: KernelOptions): void {
-  check.options(op, options, ['signal']);
+  check.options(op, options, ['signal', 'device']);
   check.typedArray(op, 'gate', gate, 'Float32Array');
   check.typedArray(op, 'up', up, 'Float32Array', gate.length, 'as many as gate');
 }

@@ -1,14 +1,20 @@
 import { abortable } from '../abort';
 import * as check from '../check';
+import { chooseDevice, type DeviceChoice, type DeviceName } from '../device';
 import { fail, guarded } from '../errors';
 import { native, type NativeTensor } from '../native';
 import type { KernelOptions } from './call';
 
+export interface TensorOptions {
+  device?: DeviceChoice;
+}
+
 let nativeOf: (tensor: Tensor) => NativeTensor | undefined;
 
 /**
- * A float32 array in the device's memory. Kernels take it in place of a `Float32Array`, without a copy, and give their results as
- * tensors with `output: 'tensor'`. It never gives out a view of its memory. Jobs run in the order of their calls: one that was
+ * A float32 array in the device's memory. Some kernels take it in place of a `Float32Array`, without a copy: those whose parameters are of type
+ * `Floats` or `Gradient` (attentionSaliency, coherentWindow, cropPatches, gatedScatter, gatherRmsNorm, packRagged, unpackRagged, routeTokens;
+ * gradNorm, globalNorm, gradSpectra). Those with an option `output` give their results as tensors with `output: 'tensor'`. It never gives out a view of its memory. Jobs run in the order of their calls: one that was
  * called before `write` or `dispose` still sees what was there. It owns memory: call `dispose`, or declare it with `using`.
  *
  * @example
@@ -22,6 +28,8 @@ export class Tensor {
   readonly shape: readonly number[];
   /** Number of elements. */
   readonly size: number;
+  /** Where its memory is. */
+  readonly device: DeviceName;
   #native: NativeTensor | undefined;
 
   static {
@@ -32,12 +40,16 @@ export class Tensor {
    * A tensor of zeros.
    *
    * @param shape sizes of the axes, none negative; `[]` is one element. Copied.
-   * @throws {LibError} `ERR_ARGUMENT`, `ERR_RANGE`, `ERR_OUT_OF_MEMORY`.
+   * @param options.device 'cpu', 'cuda' or 'auto' (default): where its memory is taken.
+   * @throws {LibError} `ERR_ARGUMENT`, `ERR_RANGE`, `ERR_OUT_OF_MEMORY`, `ERR_BACKEND_UNAVAILABLE`.
    */
-  constructor(shape: readonly number[]) {
+  constructor(shape: readonly number[], options: TensorOptions = {}) {
+    check.options('Tensor', options, ['device']);
     this.size = sizeOf('Tensor', shape);
+    const device = chooseDevice('Tensor', options.device);
+    this.device = device;
     this.shape = Object.freeze([...shape]);
-    this.#native = guarded(() => new (native().Tensor)(this.size));
+    this.#native = guarded(() => new (native().Tensor)(this.size, device));
   }
 
   /**
@@ -47,8 +59,8 @@ export class Tensor {
    * @throws {LibError} `ERR_ARGUMENT`, `ERR_RANGE`, `ERR_OUT_OF_MEMORY`.
    * @example Tensor.zeros([2, 3]).size;  // 6
    */
-  static zeros(shape: readonly number[]): Tensor {
-    return new Tensor(shape);
+  static zeros(shape: readonly number[], options: TensorOptions = {}): Tensor {
+    return new Tensor(shape, options);
   }
 
   /**
@@ -60,9 +72,9 @@ export class Tensor {
    */
   static async from(data: Float32Array, shape: readonly number[], options: KernelOptions = {}): Promise<Tensor> {
     const op = 'Tensor.from';
-    check.options(op, options, ['signal']);
+    check.options(op, options, ['signal', 'device']);
     check.typedArray(op, 'data', data, 'Float32Array', sizeOf(op, shape), 'the product of shape');
-    const tensor = new Tensor(shape);
+    const tensor = new Tensor(shape, options.device === undefined ? {} : { device: options.device });
     try {
       await abortable(check.signal(op, options.signal), (token) => living(op, tensor).write(data, 0, token));
       return tensor;
@@ -78,7 +90,7 @@ export class Tensor {
    * @returns (size), row-major, float32.
    * @throws {LibError} `ERR_ARGUMENT`, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.
    */
-  async read(options: KernelOptions = {}): Promise<Float32Array> {
+  async read(options: Pick<KernelOptions, 'signal'> = {}): Promise<Float32Array> {
     check.options('Tensor.read', options, ['signal']);
     const source = living('Tensor.read', this);
     return abortable(check.signal('Tensor.read', options.signal), (token) => source.read(token));
@@ -91,7 +103,7 @@ export class Tensor {
    * @param offset first element that is replaced (default 0).
    * @throws {LibError} `ERR_ARGUMENT`, `ERR_DTYPE`, `ERR_SHAPE`, `ERR_RANGE`, `ERR_DISPOSED`.
    */
-  async write(data: Float32Array, offset = 0, options: KernelOptions = {}): Promise<void> {
+  async write(data: Float32Array, offset = 0, options: Pick<KernelOptions, 'signal'> = {}): Promise<void> {
     const op = 'Tensor.write';
     check.options(op, options, ['signal']);
     const target = living(op, this);

@@ -15,12 +15,16 @@ import {
 import { PLAIN, type Preset } from '../model/preset';
 import { formOf, latentStep, replayedRows, restartSent, type Reasoner } from '../model/reasoning';
 import { MAX_LATENTS } from '../model/record';
+import type { RowClass } from '../model/rowClass';
 import type { NativeCancelToken, NativePass, NativePassResult, NativeReplayResult, NativeSession } from '../native';
+import type { WordClass } from './curriculum';
 
 /** One sequence of a batch. */
 export interface SequenceInput extends PromptInput {
   latents: number;
   words: ArrayLike<number>;
+  /** Of the words, for profiles. Default: all of the answer. */
+  classes?: readonly WordClass[];
 }
 
 /** Which packed row of which pass predicts which token; `sequence` is the place in the batch. */
@@ -44,6 +48,8 @@ export interface BatchRun {
   results: NativePassResult[];
   targets: BatchTargets;
   replays: BatchReplay[];
+  /** Of the rows of each sequence. */
+  classes: RowClass[][];
 }
 
 export interface BatchOptions {
@@ -98,7 +104,8 @@ export async function runBatch(session: NativeSession, sequences: readonly Seque
     }
   }
   const { pass, row, target, sequence } = found;
-  return { results, replays, targets: { pass: Int32Array.from(pass), row: Int32Array.from(row), target: Int32Array.from(target), sequence: Int32Array.from(sequence) } };
+  const classes = running.map(({ cursor }) => cursor.classes);
+  return { results, replays, classes, targets: { pass: Int32Array.from(pass), row: Int32Array.from(row), target: Int32Array.from(target), sequence: Int32Array.from(sequence) } };
 }
 
 /** Pictures encoded, sequences added with their prompts appended, and told what to look at. */
@@ -126,7 +133,7 @@ function packPass(active: readonly Running[], number: number, form: ReasoningFor
     const before = cursor.kind.length;
     const { words } = input;
     const isLast = input.latents === number;
-    if (isLast) appendWords(cursor, feedLastWord ? words : Array.from(words).slice(0, -1));
+    if (isLast) appendWords(cursor, feedLastWord ? words : Array.from(words).slice(0, -1), input.classes);
     const first = sendRows(pass, cursor, form, preset.replay && images.length > 0 && !isLast);
     for (let j = 0; isLast && j < words.length; j++) predicted.push({ row: first + before - 1 + j, target: words[j]!, sequence: place });
   }

@@ -1,4 +1,5 @@
 /** Options of the training loop, their defaults and their checks. */
+import { resolve } from 'node:path';
 import * as check from '../check';
 import { fail } from '../errors';
 import type { Picture } from '../model/image';
@@ -50,6 +51,17 @@ export interface TrainOptions {
   trainVision: boolean;
   /** Metrics as JSON Lines: a new training replaces the file, a resumed one goes on after the step of its checkpoint. */
   metricsFile?: string;
+  /**
+   * Gradient dynamics as JSON Lines (`readProfile`): by layer and class of row the norms of the gradient that hidden states receive, and
+   * the spectra of weight gradients. Kept in step with checkpoints as metrics are; changes no weight.
+   */
+  profileFile?: string;
+  /** Norms every so many steps. */
+  profileEvery: number;
+  /** Spectra of the gradients of q, k, v and o every so many steps (and norms then too), which cost about two steps more; 0 = never. */
+  profileMatricesEvery: number;
+  /** Matrices whose shorter side is larger are left out, and named in the file: CUDA takes up to 128, the CPU any (cost: side cubed). */
+  profileMatrixSide: number;
   /** Checkpoints are written below this folder as checkpoint-<step>. A new training wants one without checkpoints. */
   checkpointFolder?: string;
   /** Also write one every so many steps; 0 = only at the end and when stopped. */
@@ -67,13 +79,13 @@ export interface TrainOptions {
 /** Defaults of the optional fields of `TrainOptions`. */
 export const DEFAULT_TRAINING = Object.freeze({
   accumulation: 1, seed: 0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01, maxNorm: 1,
-  recompute: false, trainVision: false, checkpointEvery: 0, keepCheckpoints: 2,
+  recompute: false, trainVision: false, profileEvery: 1, profileMatricesEvery: 50, profileMatrixSide: 128, checkpointEvery: 0, keepCheckpoints: 2,
 });
 
 type NeededField = 'data' | 'stages' | 'batchSize';
 export type TrainArguments = Pick<TrainOptions, NeededField> & Partial<Omit<TrainOptions, NeededField>>;
 
-const FIELDS = ['data', 'stages', 'batchSize', 'metricsFile', 'checkpointFolder', 'maxMemoryBytes', 'resume', 'signal', 'preset', 'latentGradient', ...Object.keys(DEFAULT_TRAINING)];
+const FIELDS = ['data', 'stages', 'batchSize', 'metricsFile', 'profileFile', 'checkpointFolder', 'maxMemoryBytes', 'resume', 'signal', 'preset', 'latentGradient', ...Object.keys(DEFAULT_TRAINING)];
 
 /** Arguments with their defaults. */
 export type FullOptions = TrainArguments & typeof DEFAULT_TRAINING;
@@ -98,12 +110,21 @@ export function checkedOptions(options: TrainArguments): FullOptions {
   if (full.latentGradient !== undefined) check.oneOf('train', 'latentGradient', full.latentGradient, ['through', 'detached']);
   check.boolean('train', 'recompute', full.recompute);
   check.boolean('train', 'trainVision', full.trainVision);
+  check.integer('train', 'profileEvery', full.profileEvery, 1);
+  check.integer('train', 'profileMatricesEvery', full.profileMatricesEvery, 0);
+  check.integer('train', 'profileMatrixSide', full.profileMatrixSide, 1);
   check.integer('train', 'checkpointEvery', full.checkpointEvery, 0);
   check.integer('train', 'keepCheckpoints', full.keepCheckpoints, 0);
   if (full.maxMemoryBytes !== undefined && full.maxMemoryBytes !== Infinity) check.number('train', 'maxMemoryBytes', full.maxMemoryBytes, 0);
   check.signal('train', full.signal);
-  for (const name of ['metricsFile', 'checkpointFolder', 'resume'] as const) {
+  for (const name of ['metricsFile', 'profileFile', 'checkpointFolder', 'resume'] as const) {
     if (full[name] !== undefined) check.path('train', name, full[name]);
+  }
+  for (const name of ['profileEvery', 'profileMatricesEvery', 'profileMatrixSide'] as const) {
+    if (options[name] !== undefined && full.profileFile === undefined) fail('ERR_ARGUMENT', 'train', `Expected profileFile together with ${name} but received none`);
+  }
+  if (full.profileFile !== undefined && full.metricsFile !== undefined && resolve(full.profileFile) === resolve(full.metricsFile)) {
+    fail('ERR_ARGUMENT', 'train', `Expected profileFile and metricsFile to be two files but received ${full.profileFile} and ${full.metricsFile}; name another for one of them`);
   }
   if (typeof full.data?.at !== 'function') fail('ERR_ARGUMENT', 'train', `Expected data to have a function at but received ${check.show(full.data)}`);
   if (full.data.size !== undefined) check.integer('train', 'data.size', full.data.size, 1);

@@ -3,16 +3,16 @@ import { abortable } from '../abort';
 import * as check from '../check';
 import { fail } from '../errors';
 import { requireTrainingMemory } from '../model/memory';
-import { checkPrompt } from '../model/passes';
 import { makePreset, presetJson, routes, type Preset } from '../model/preset';
 import { openReasoning, type ModelView } from '../model/reasoning';
-import type { NativeModel, NativeSession } from '../native';
-import { countSuperResolved, replayLosses, runBatch, type SequenceInput } from './batch';
+import type { NativeModel } from '../native';
 import { checkpointName, latestCheckpoint, prepareFolder, pruneCheckpoints, readTrainerState, writeCheckpoint, zeroMoments, type SavableModel } from './checkpoint';
-import { drawShape, planStages, stageOf, stageSequence, type PlannedStage } from './curriculum';
-import { sampleIndex } from './dataOrder';
-import { metricsWriter, type MetricsWriter } from './metrics';
+import { planStages, type PlannedStage } from './curriculum';
+import { linesWriter, type LinesWriter } from './metrics';
+import type { ProfileStep } from './profileFormat';
+import { makeProfiler, type Profiler, type StepProfile } from './profiler';
 import { learningRate } from './schedule';
+import { NO_FIGURES, prepareStep, runMicroBatch, type MicroBatchFigures, type PreparedStep, type Run } from './step';
 import { chooseTrainable } from './trainable';
 import { checkedOptions, type FullOptions, type TrainArguments } from './trainOptions';
 
@@ -90,7 +90,7 @@ async function startTraining(model: ModelView & SavableModel, full: FullOptions)
   const stages = planStages(full.stages, full.batchSize * full.accumulation, full.data.size);
   const total = stages.reduce((sum, { steps }) => sum + steps, 0);
   const settings = settingsOf(full, stages, preset);
-  const session = openReasoning('train', model, preset, { training: true, recompute: full.recompute, visionGradient: full.trainVision });
+  const session = openReasoning('train', model, preset, { training: true, recompute: full.recompute, visionGradient: full.trainVision, profile: full.profileFile !== undefined });
   try {
     if (full.checkpointFolder !== undefined) await prepareFolder(full.checkpointFolder);
     const resumedFrom = startingPoint(full);
@@ -111,9 +111,14 @@ async function startTraining(model: ModelView & SavableModel, full: FullOptions)
 async function* trainAlone(model: ModelView & SavableModel, full: FullOptions): AsyncGenerator<TrainEvent, void, void> {
   const { run, settings, total, resumedFrom, done: before } = await startTraining(model, full);
   let done = before;
-  let metrics: MetricsWriter;
+  let metrics: LinesWriter;
+  let profiler: Profiler | undefined;
   try {
-    metrics = metricsWriter(full.metricsFile, done);
+    metrics = linesWriter('metricsFile', full.metricsFile, done);
+    profiler = makeProfiler(model, full, done);
+    // Both are checked before either is written.
+    metrics.begin();
+    profiler?.begin();
   } catch (error) {
     run.session.dispose();
     throw error;
@@ -136,13 +141,14 @@ async function* trainAlone(model: ModelView & SavableModel, full: FullOptions): 
         yield { type: 'stage', stage };
       }
       // The next step's samples are made while the native thread works on this one.
-      const [ran, following]: [PromiseSettledResult<StepMetrics>, PromiseSettledResult<PreparedStep | undefined>] = await Promise.allSettled([
-        runStep(run, next), done + 1 < total ? prepareStep(run, done + 1) : undefined,
+      const [ran, following]: [PromiseSettledResult<RanStep>, PromiseSettledResult<PreparedStep | undefined>] = await Promise.allSettled([
+        runStep(run, next, profiler?.start(done)), done + 1 < total ? prepareStep(run, done + 1) : undefined,
       ]);
       if (ran.status === 'rejected') throw ran.reason;
       done++;
-      metrics.write(ran.value);
-      yield { type: 'step', metrics: ran.value };
+      metrics.write(ran.value.metrics);
+      if (ran.value.profile !== undefined) profiler?.write(ran.value.profile);
+      yield { type: 'step', metrics: ran.value.metrics };
       if (full.checkpointEvery > 0 && done % full.checkpointEvery === 0 && done < total) {
         const event = await save();
         if (event) yield event;
@@ -157,7 +163,11 @@ async function* trainAlone(model: ModelView & SavableModel, full: FullOptions): 
     throw error;
   } finally {
     run.session.dispose();
-    metrics.close();
+    try {
+      metrics.close();
+    } finally {
+      profiler?.close();
+    }
   }
 }
 
@@ -190,54 +200,26 @@ function presetOf(model: ModelView, { latentGradient, preset }: FullOptions): Pr
   return makePreset({ ...(typeof preset === 'string' ? { name: preset } : preset), ...(latentGradient === undefined ? {} : { latentGradient }) }, model.geometry.layers, model.preset);
 }
 
-interface Run {
-  model: ModelView;
-  options: FullOptions;
-  preset: Preset;
-  stages: readonly PlannedStage[];
-  session: NativeSession;
+interface RanStep {
+  metrics: StepMetrics;
+  profile: ProfileStep | undefined;
 }
 
-interface PreparedStep {
-  step: number;
-  stage: PlannedStage;
-  stageStep: number;
-  batches: SequenceInput[][];
-  targets: number;
-  /** Sequences with a super-resolution loss. */
-  superResolved: number;
-}
-
-/** Samples of an optimiser step, at the curriculum stage that each is drawn at. */
-async function prepareStep({ model, options, preset, stages }: Run, step: number): Promise<PreparedStep> {
-  const { data, batchSize, accumulation, seed } = options;
-  const stage = stageOf(stages, step) as PlannedStage;
-  const stageStep = step - stage.firstStep;
-  const batches = await Promise.all(Array.from({ length: accumulation }, (_, batch) => Promise.all(Array.from({ length: batchSize }, async (__, n): Promise<SequenceInput> => {
-    const position = (step * accumulation + batch) * batchSize + n;
-    const sample = await data.at(sampleIndex(seed, position, data.size), { stage, stageStep });
-    check.object('train', 'what data.at resolves to', sample);
-    checkPrompt('train', `sample ${position}`, sample, model.geometry);
-    const { latents, words } = stageSequence(sample, drawShape(stage, seed, position));
-    return { promptIds: sample.promptIds, pictures: sample.pictures, latents, words };
-  }))));
-  const targets = batches.flat().reduce((sum, { words }) => sum + words.length, 0);
-  if (targets === 0) fail('ERR_ARGUMENT', 'train', `Expected samples with words to learn but received none in step ${step + 1}`);
-  return { step, stage, stageStep, batches, targets, superResolved: countSuperResolved(batches.flat(), model.geometry, preset) };
-}
-
-async function runStep(run: Run, prepared: PreparedStep): Promise<StepMetrics> {
+async function runStep(run: Run, prepared: PreparedStep, profile: StepProfile | undefined): Promise<RanStep> {
   const { model, options, preset, session, stages } = run;
   const { stage, stageStep, step } = prepared;
   const started = performance.now();
-  const rowsBefore = session.tokenForwards();
   const rate = learningRate({ peak: stage.learningRate, warmupSteps: stage.warmupSteps, steps: stage.steps, finalRate: stage.finalRate }, stageStep);
-  const sum: MicroBatchFigures = { loss: 0, right: 0, srLoss: 0, scored: 0, routed: 0, scores: 0, squares: 0 };
+  const sum: MicroBatchFigures = { ...NO_FIGURES };
+  let rowsBefore = 0;
   try {
+    await profile?.before(run, prepared);
+    rowsBefore = session.tokenForwards();
     for (const batch of prepared.batches) {
-      const figures = await runMicroBatch(run, batch, prepared);
+      const figures = await runMicroBatch(run, batch, prepared, profile?.observe);
       for (const key of Object.keys(sum) as (keyof MicroBatchFigures)[]) sum[key] += figures[key];
     }
+    await profile?.complete(run);
   } catch (error) {
     await session.reset().catch(() => {});
     await model.native.zeroGradients().catch(() => {});
@@ -245,16 +227,18 @@ async function runStep(run: Run, prepared: PreparedStep): Promise<StepMetrics> {
   }
   // Not cancellable: an update that stops half-way would leave weights of no step at all.
   const { beta1, beta2, epsilon, weightDecay, maxNorm } = options;
-  const gradientNorm = await abortable(undefined, () => model.native.optimizerStep({
+  const updated = abortable(undefined, () => model.native.optimizerStep({
     learningRate: rate, beta1, beta2, epsilon, weightDecay, maxNorm, step: step - lastReset(stages, step) + 1,
   }));
+  const line = profile?.line(prepared);   // while the native thread updates
+  const gradientNorm = await updated;
   const moved = preset.rule === 'threshold' && routes(preset) && Number.isFinite(gradientNorm)
     ? await abortable(undefined, () => model.native.updateThresholds(preset.thresholdRate, preset.targetFraction)) : undefined;
   await abortable(undefined, () => model.native.zeroGradients());
   if (!Number.isFinite(gradientNorm)) {
     fail('ERR_RANGE', 'train', `Expected a finite gradient in step ${step + 1} (stage "${stage.name}") but received norm ${gradientNorm}; lower the learning rate or clip with maxNorm`);
   }
-  return {
+  const metrics: StepMetrics = {
     step: step + 1, stage: stage.name, stageStep: stageStep + 1, loss: sum.loss / prepared.targets, targets: prepared.targets,
     ...(prepared.superResolved > 0 ? { srLoss: sum.srLoss } : {}),
     ...(sum.scored > 0 ? { routedFraction: sum.routed / sum.scored, scoreSquare: sum.squares / sum.scores } : {}),
@@ -262,40 +246,7 @@ async function runStep(run: Run, prepared: PreparedStep): Promise<StepMetrics> {
     accuracy: sum.right / prepared.targets, learningRate: rate, gradientNorm, samples: prepared.batches.reduce((sum, batch) => sum + batch.length, 0),
     rows: session.tokenForwards() - rowsBefore, milliseconds: performance.now() - started,
   };
-}
-
-/** Sums over the sequences of a batch. */
-interface MicroBatchFigures {
-  loss: number;
-  right: number;
-  /** Already the batch's part of the step's mean. */
-  srLoss: number;
-  scored: number;
-  routed: number;
-  scores: number;
-  squares: number;
-}
-
-async function runMicroBatch({ model, options, preset, session }: Run, batch: readonly SequenceInput[], { step, stage, targets: all, superResolved }: PreparedStep): Promise<MicroBatchFigures> {
-  return abortable(options.signal, async (token) => {
-    await session.reset();
-    const { geometry } = model;
-    const run = await runBatch(session, batch, geometry, { preset, targets: preset.replay && preset.tokenSr, token });
-    const { pass, row, target } = run.targets;
-    const replayed = replayLosses(run, batch, geometry, preset, superResolved);
-    if (target.length === 0 && replayed.replay.length === 0) return { loss: 0, right: 0, srLoss: 0, scored: 0, routed: 0, scores: 0, squares: 0 };
-    const { losses, argmax } = await session.loss({
-      pass, row, target, scale: 1 / all, replay: replayed.replay, index: replayed.index, weight: replayed.share.map((share) => share * preset.srWeight),
-    }, token);
-    const loss = losses.reduce((sum, one) => sum + one, 0);
-    const srLoss = replayed.losses.reduce((sum, one, n) => sum + one * replayed.share[n]!, 0);
-    if (!Number.isFinite(loss) || !Number.isFinite(srLoss)) {
-      fail('ERR_RANGE', 'train', `Expected a finite loss in step ${step + 1} (stage "${stage.name}") but received ${Number.isFinite(loss) ? `super-resolution loss ${srLoss}` : loss}; lower the learning rate or check the weights`);
-    }
-    const { scored, routed, scores, meanSquare } = await session.routingFigures();
-    await session.backward(preset.routerPenalty / options.accumulation, token);
-    return { loss, srLoss, right: argmax.filter((id, n) => id === target[n]).length, scored, routed, scores, squares: meanSquare * scores };
-  });
+  return { metrics, profile: line };
 }
 
 /** First step of the latest stage that reset the optimiser, at or before `step`. */

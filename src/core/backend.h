@@ -43,6 +43,39 @@ struct AttentionShape {
   int64_t q_row_stride;      // query row t, head h at q + t * q_row_stride + h * d
 };
 
+// Packed sequences without a cache (plumbline/kernels): q [T, H, d], k and v [S, Hkv, d], side by side. When causal, the last query
+// row of a sequence sees all its keys.
+struct RaggedAttention {
+  DType dtype;               // f32 | f16 | bf16 of q, k, v, out; sums are f32
+  int32_t B;
+  const int32_t* cu_q_B1;
+  const int32_t* cu_k_B1;
+  int32_t H, Hkv, d;
+  float scale;
+  bool causal;
+};
+
+// Tables of the rotary angles for some rows of a pass, gathered with them.
+struct RotaryRows {
+  const float* cos_Th;
+  const float* sin_Th;
+  float* cos_nh;
+  float* sin_nh;
+  int64_t half;              // d/2
+};
+
+// The last query rows of the sequences in every layer of a pass. Layer l, sequence b: the turned row at q_L[l] + q_row_B[b] *
+// q_row_stride, [H * d], its log-sum-exp at lse_L[l] + lse_row_B[b] * H. Negative rows: the sequence is passed over.
+struct LastQueries {
+  int32_t layers;
+  const float* const* q_L;
+  const float* const* lse_L;
+  const int32_t* q_row_B;
+  const int32_t* lse_row_B;
+  int64_t q_row_stride;
+  int64_t page_layer_stride; // floats between a page's keys of one layer and those of the next
+};
+
 // Image tokens of the sequences of a pass, as key rows of their sequence: columns_N[cu_columns[b] .. cu_columns[b+1]).
 struct SaliencyColumns {
   const int32_t* cu_columns_B1;
@@ -68,6 +101,16 @@ struct ReplayLayout {
   const int32_t* cu_selected_B1;  // places in the selection, as replay_count() of core/replay.h says: the host knows them
 };
 
+// Where a step's replayed rows come from and go to: candidate i is from[row_N[i]]. cu_rows: rows of each sequence's block, one for
+// each selected token (or one in all, `mix`).
+struct ReplayRows {
+  const float* from;
+  const int32_t* row_N;
+  const int32_t* cu_rows_B1;
+  float* out_RC;
+  int64_t C;
+};
+
 // Crop + 8-bit bilinear resize + normalise + patchify of one RGB picture.
 struct CropPatches {
   const uint8_t* image;           // [height, width, 3]
@@ -88,10 +131,36 @@ struct RouteTokens {
   RouteRule rule;
   int32_t B;
   const int32_t* cu_B1;     // candidates of sequence b
-  float threshold;          // rule threshold: routed where score > threshold
+  const float* threshold;   // rule threshold: device, one value: routed where score > threshold
   int32_t alpha;            // the other rules
   float* const* best_B;     // prefix_topk: the alpha best scores of each sequence so far, best first, and their number; brought up
   int32_t* best_count_B;    // to date. Null for the other rules
+};
+
+// Gradient-norm profiling (algorithms, section 7).
+constexpr int32_t kNormBins = 256;  // bin of a norm: 4 per octave, bits of the float: see norm_bin()
+struct NormStatistics {      // of the finite norms of one class; all bytes zero: none yet
+  double mean, m2;           // m2: sum of squared deviations (Welford; sets merged by Chan's formula, in order of rows)
+  float min, max;            // meaningless while count is 0
+  int64_t count, not_finite; // NaN and infinite norms are counted there alone
+  int32_t histogram[kNormBins];
+};
+// Bin of a finite norm >= 0: four to an octave, from 2^-40 (and below) to 2^24 (and above).
+inline int32_t norm_bin_of_bits(uint32_t bits) {
+  const int32_t bin = static_cast<int32_t>(bits >> 21) - ((127 - 40) << 2);
+  return bin < 0 ? 0 : bin >= kNormBins ? kNormBins - 1 : bin;
+}
+
+struct FloatSpan {           // a tensor, or part of one
+  const void* data;
+  int64_t size;
+};
+struct MatrixBatch {         // row-major matrices of one dtype
+  DType dtype;               // f32 | f16 | bf16
+  int32_t count;
+  const void* const* data;   // host array of device pointers
+  const int32_t* rows;
+  const int32_t* cols;
 };
 
 struct AdamWUpdate {         // one parameter tensor
@@ -110,6 +179,7 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual const char* name() const = 0;
+  virtual bool has_host_memory() const { return false; }  // device pointers are host pointers
   void set_cancel(const CancelFlag* flag) { cancel_ = flag; }  // flag of the running job, or null
   void poll() const {                                          // for loops outside the operations
     if (cancel_ && cancel_->is_set()) throw Cancelled{};
@@ -133,9 +203,10 @@ class Backend {
 
   // y = w * x * rstd, rstd[t] = 1/sqrt(mean_c x^2 + eps), kept for the backward pass
   virtual void rms_norm(const float* x_TC, const float* w_C, float eps, float* y_TC, float* rstd_T, int64_t T, int64_t C) = 0;
-  // dx (+)= ..., dw += ... (dw may be null)
+  // dx (+)= ..., dw += ... (dw may be null).
+  // dx_norm (may be null): L2 norm of each row of dx as written, at no second reading of it.
   virtual void rms_norm_grad(const float* dy_TC, const float* x_TC, const float* w_C, const float* rstd_T, float* dx_TC, float* dw_C,
-                             int64_t T, int64_t C, bool accumulate_dx) = 0;
+                             float* dx_norm_T, int64_t T, int64_t C, bool accumulate_dx) = 0;
   virtual void layer_norm(const float* x_TC, const float* w_C, const float* b_C, float eps, float* y_TC, float* mean_T, float* rstd_T,
                           int64_t T, int64_t C) = 0;
   virtual void layer_norm_grad(const float* dy_TC, const float* x_TC, const float* w_C, const float* mean_T, const float* rstd_T,
@@ -152,6 +223,10 @@ class Backend {
   virtual void rotary(float* x, int64_t row_stride, int32_t heads, int32_t d, const float* cos_Th, const float* sin_Th, int64_t T,
                       bool inverse) = 0;
 
+  // rotary() of the queries and keys that lie side by side in qkv rows (q_row_stride), then the keys and values into their pages.
+  // last_q (may be null) receives the turned last query row of each sequence that has rows.
+  virtual void rotate_store(const AttentionShape& shape, float* qkv, const float* cos_Th, const float* sin_Th, const int32_t* first_row_B,
+                            const KeyValuePages& pages, float* last_q_BHd) = 0;
   // Softmax attention; out[T, H*d] contiguous; lse[T,H] natural log-sum-exp of the scaled scores. Group = H / Hkv, any size.
   virtual void attention(const AttentionShape& shape, const float* q, const KeyValuePages& pages, float* out_THd, float* lse_TH) = 0;
   // dq is overwritten (same strides as q); dk, dv are pages of the same geometry and are added to.
@@ -164,20 +239,27 @@ class Backend {
   virtual void gather_from_pages(const AttentionShape& shape, const int32_t* first_row_B, float* k_rows, float* v_rows,
                                  int64_t row_stride, const KeyValuePages& pages) = 0;
 
-  // a[i] += scale * sum over heads of e^(s - lse) for the last query row of each sequence and its columns i; lse as attention wrote
-  // it. Sequences without rows or columns are passed over. Fixed order: heads ascending.      (arXiv 2604.10500, SCF-VR saliency)
-  virtual void attention_saliency(const AttentionShape& shape, const float* q, const KeyValuePages& pages, const float* lse_TH,
-                                  const SaliencyColumns& columns, float scale, float* saliency_N) = 0;
-  // Adds what dsaliency [N] sends into the last rows' queries (dq, strides of q) and into all keys they see (dk pages).
+  // Packed attention on f32, f16 or bf16; lse as above. grad overwrites dq, dk, dv.
+  virtual void ragged_attention(const RaggedAttention& shape, const void* q, const void* k, const void* v, void* out, float* lse_TH) = 0;
+  virtual void ragged_attention_grad(const RaggedAttention& shape, const void* q, const void* k, const void* v, const void* out, const float* lse_TH,
+                                     const void* dout, void* dq, void* dk, void* dv) = 0;
+
+  // a[i] += scale * sum over layers and heads of e^(s - lse) for the last query row of each sequence and its columns i; lse as
+  // attention wrote it. shape: B, kv_len, H, Hkv, d and scale count. pages: of the first layer. Sequences without a row or columns
+  // are passed over. Fixed order: layers, then heads, ascending.                        (arXiv 2604.10500, SCF-VR saliency)
+  virtual void attention_saliency(const AttentionShape& shape, const LastQueries& queries, const KeyValuePages& pages, const SaliencyColumns& columns,
+                                  float scale, float* saliency_N) = 0;
+  // Of one layer. Adds what dsaliency [N] sends into the last rows' queries (dq, strides of q) and into all keys they see (dk pages).
   virtual void attention_saliency_grad(const AttentionShape& shape, const float* q, const KeyValuePages& pages, const float* lse_TH,
                                        const SaliencyColumns& columns, float scale, const float* dsaliency_N, float* dq, float* const* dk) = 0;
 
   // One replay step of all sequences: top-K by (score descending, index ascending, NaN last) among the unused, weights, and the
   // window with most selected tokens (first maximum over pictures, rows, columns; a grid smaller than W uses its whole side).
   // used_N is brought up to date. selected: index among the sequence's candidates, in block order. window_B6: picture, row, column,
-  // height, width, count. Weights are never NaN: equal where the sum is 0 or not finite, 0 where all are used up.
+  // height, width, count. Weights are never NaN: equal where the sum is 0 or not finite, 0 where all are used up. used, selected and
+  // window are host memory. rows (may be null): the blocks w_i from[row_i] (mix: their sum) are gathered in the same go.
   virtual void select_patches(const ReplayRule& rule, const ReplayLayout& layout, const float* saliency_N, uint8_t* used_N, int32_t* selected,
-                              float* weight, int32_t* window_B6) = 0;
+                              float* weight, int32_t* window_B6, const ReplayRows* rows) = 0;
   // dsaliency_N += the weights' gradient. weight, selected as select_patches gave them.
   virtual void select_patches_grad(const ReplayRule& rule, const ReplayLayout& layout, const float* saliency_N, const int32_t* selected,
                                    const float* weight, const float* dweight, float* dsaliency_N) = 0;
@@ -191,14 +273,16 @@ class Backend {
   virtual void crop_patches(const CropPatches& crop, float* rows, uint8_t* pixels) = 0;
 
   // Which candidates take another pass: their indices, ascending, packed (stable compaction), and cu_routed. order, when not null
-  // (rule topk): the same indices, those of each sequence best first. NaN counts as the lowest score.
-  virtual void route_tokens(const RouteTokens& route, const float* scores_T, int32_t* rows, int32_t* cu_routed_B1, int32_t* order) = 0;
+  // (rule topk): the same indices, those of each sequence best first. NaN counts as the lowest score. gates_T (may be null): those of all
+  // candidates, as route_gates gives them.
+  virtual void route_tokens(const RouteTokens& route, const float* scores_T, int32_t* rows, int32_t* cu_routed_B1, int32_t* order, RouteGate gate,
+                            float* gates_T) = 0;
   virtual void route_gates(RouteGate kind, int32_t B, const int32_t* cu_B1, const float* scores_T, float* gates_T) = 0;
   // dscores is overwritten.
   virtual void route_gates_grad(RouteGate kind, int32_t B, const int32_t* cu_B1, const float* gates_T, const float* dgates_T, float* dscores_T) = 0;
-  // x[i] = h[row[i]] + step (step may be null), y = w x rstd as rms_norm.
+  // x[i] = h[row[i]] + step (step may be null), y = w x rstd as rms_norm. rotary (may be null): its rows are gathered too.
   virtual void gather_rms_norm(const float* h_TC, const int32_t* row_n, const float* step_C, const float* w_C, float eps, float* x_nC, float* y_nC,
-                               float* rstd_n, int64_t n, int64_t C) = 0;
+                               float* rstd_n, int64_t n, int64_t C, const RotaryRows* rotary) = 0;
   // h[row[i]] takes y[i] in with gate[at[i]], rows distinct. step: of Fusion::scaled, may be null (then 0).
   virtual void gated_scatter(Fusion fusion, const float* y_nC, const float* gate, const int32_t* at_n, const float* step_C, float* h_TC,
                              const int32_t* row_n, int64_t n, int64_t C) = 0;
@@ -223,18 +307,30 @@ class Backend {
   // da += scale[r] * 2 (a - b) / C; db (may be null) is overwritten with the negative of what da received.
   virtual void square_loss_grad(const float* a_RC, const float* b_RC, const float* scale_R, float* da_RC, float* db_RC, int64_t R, int64_t C) = 0;
 
-  virtual double sum_squares(const float* x, int64_t size) = 0;
+  // norm[t] = sqrt(sum_c x[t,c]^2) of f32, f16 or bf16 rows (norm_T may be null); scale * norm enters the statistics of the row's class
+  // (class_T: host, < classes, null: all 0; statistics_K: device, may be null).          (arXiv 2604.10500, gradient dynamics; algorithms 7)
+  virtual void grad_norm(const void* x_TC, DType dtype, const uint8_t* class_T, int32_t classes, float scale, float* norm_T,
+                         NormStatistics* statistics_K, int64_t T, int64_t C) = 0;
+  // The same statistics of norms at hand.
+  virtual void norm_statistics(const float* norm_T, const uint8_t* class_T, int32_t classes, float scale, NormStatistics* statistics_K, int64_t T) = 0;
+  // Gram matrix of the shorter side of each matrix, m m^T or m^T m, [r, r], packed one after another; sums in f64.
+  virtual void gram(const MatrixBatch& matrices, double* gram) = 0;
+  // Eigenvalues, largest first, of packed symmetric matrices [size_b, size_b], which are destroyed; sizes are host memory. NaN where a
+  // matrix is not finite. Jacobi.
+  virtual void symmetric_eigenvalues(int32_t count, const int32_t* size_B, double* matrices, double* values) = 0;
+  // Sum of the squares of all spans (f32, f16 or bf16), in order, in f64.
+  virtual double sum_squares(const FloatSpan* spans, int64_t count, DType dtype) = 0;
   virtual void adamw(const AdamWUpdate& update) = 0;
   // x[i] = scale * n(key, first + i), n standard normal: each value depends on the key and its own index alone.
   virtual void fill_normal(float* x, int64_t size, int64_t first, uint64_t key, float scale) = 0;
-  // Index of the first NaN or infinity, or -1.
+  // Index of the first NaN or infinity, or -1. x is host memory: values on their way in.
   virtual int64_t first_non_finite(const void* x, DType dtype, int64_t size) = 0;
 
   // uint8 frames [frames, height, width, 3] -> normalised patch rows (order of the reference: frame pair, merge blocks
-  // row-major, the patches of a block), the last frame repeated to fill a temporal patch.
+  // row-major, the patches of a block), the last frame repeated to fill a temporal patch. frames, mean and std: host memory.
   virtual void patch_rows(const uint8_t* frames, int32_t num_frames, int32_t height, int32_t width, int32_t patch, int32_t merge,
                           int32_t temporal, const float* mean_3, const float* std_3, float* rows) = 0;
-  // Pillow's 8-bit separable resampling, bit for bit. Interleaved channels.
+  // Pillow's 8-bit separable resampling, bit for bit. Interleaved channels. from and to: host memory.
   virtual void resize(const uint8_t* from, int32_t height, int32_t width, int32_t channels, uint8_t* to, int32_t to_height,
                       int32_t to_width, Filter filter) = 0;
 

@@ -17,6 +17,7 @@ class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(int32_t threads);  // 0: one per physical core
   const char* name() const override { return "cpu"; }
+  bool has_host_memory() const override { return true; }
 
   void set_threads(int32_t threads);     // between jobs only
   int32_t threads() const { return pool_->size(); }
@@ -42,8 +43,8 @@ class CpuBackend final : public Backend {
   void linear_grad_weight(const float* dy_MN, const float* x_MK, float* dw_NK, float* db_N, int64_t M, int64_t N, int64_t K) override;
 
   void rms_norm(const float* x_TC, const float* w_C, float eps, float* y_TC, float* rstd_T, int64_t T, int64_t C) override;
-  void rms_norm_grad(const float* dy_TC, const float* x_TC, const float* w_C, const float* rstd_T, float* dx_TC, float* dw_C, int64_t T,
-                     int64_t C, bool accumulate_dx) override;
+  void rms_norm_grad(const float* dy_TC, const float* x_TC, const float* w_C, const float* rstd_T, float* dx_TC, float* dw_C,
+                     float* dx_norm_T, int64_t T, int64_t C, bool accumulate_dx) override;
   void layer_norm(const float* x_TC, const float* w_C, const float* b_C, float eps, float* y_TC, float* mean_T, float* rstd_T, int64_t T,
                   int64_t C) override;
   void layer_norm_grad(const float* dy_TC, const float* x_TC, const float* w_C, const float* mean_T, const float* rstd_T, float* dx_TC,
@@ -55,6 +56,8 @@ class CpuBackend final : public Backend {
 
   void rotary(float* x, int64_t row_stride, int32_t heads, int32_t d, const float* cos_Th, const float* sin_Th, int64_t T,
               bool inverse) override;
+  void rotate_store(const AttentionShape& shape, float* qkv, const float* cos_Th, const float* sin_Th, const int32_t* first_row_B,
+                    const KeyValuePages& pages, float* last_q_BHd) override;
   void attention(const AttentionShape& shape, const float* q, const KeyValuePages& pages, float* out_THd, float* lse_TH) override;
   void attention_grad(const AttentionShape& shape, const float* q, const KeyValuePages& pages, const float* out_THd, const float* lse_TH,
                       const float* dout_THd, float* dq, float* const* dk, float* const* dv) override;
@@ -63,12 +66,15 @@ class CpuBackend final : public Backend {
   void gather_from_pages(const AttentionShape& shape, const int32_t* first_row_B, float* k_rows, float* v_rows, int64_t row_stride,
                          const KeyValuePages& pages) override;
 
-  void attention_saliency(const AttentionShape& shape, const float* q, const KeyValuePages& pages, const float* lse_TH,
-                          const SaliencyColumns& columns, float scale, float* saliency_N) override;
+  void ragged_attention(const RaggedAttention& shape, const void* q, const void* k, const void* v, void* out, float* lse_TH) override;
+  void ragged_attention_grad(const RaggedAttention& shape, const void* q, const void* k, const void* v, const void* out, const float* lse_TH,
+                             const void* dout, void* dq, void* dk, void* dv) override;
+  void attention_saliency(const AttentionShape& shape, const LastQueries& queries, const KeyValuePages& pages, const SaliencyColumns& columns,
+                          float scale, float* saliency_N) override;
   void attention_saliency_grad(const AttentionShape& shape, const float* q, const KeyValuePages& pages, const float* lse_TH,
                                const SaliencyColumns& columns, float scale, const float* dsaliency_N, float* dq, float* const* dk) override;
   void select_patches(const ReplayRule& rule, const ReplayLayout& layout, const float* saliency_N, uint8_t* used_N, int32_t* selected,
-                      float* weight, int32_t* window_B6) override;
+                      float* weight, int32_t* window_B6, const ReplayRows* rows) override;
   void select_patches_grad(const ReplayRule& rule, const ReplayLayout& layout, const float* saliency_N, const int32_t* selected,
                            const float* weight, const float* dweight, float* dsaliency_N) override;
   void weighted_rows(const float* from, const int32_t* from_row, const float* weight, const int32_t* cu_R1, float* out_RC, int64_t R,
@@ -76,11 +82,12 @@ class CpuBackend final : public Backend {
   void weighted_rows_grad(const float* from, const int32_t* from_row, const float* weight, const int32_t* cu_R1, const float* dout_RC,
                           float* dweight, float* dfrom, int64_t R, int64_t C) override;
   void crop_patches(const CropPatches& crop, float* rows, uint8_t* pixels) override;
-  void route_tokens(const RouteTokens& route, const float* scores_T, int32_t* rows, int32_t* cu_routed_B1, int32_t* order) override;
+  void route_tokens(const RouteTokens& route, const float* scores_T, int32_t* rows, int32_t* cu_routed_B1, int32_t* order, RouteGate gate,
+                    float* gates_T) override;
   void route_gates(RouteGate kind, int32_t B, const int32_t* cu_B1, const float* scores_T, float* gates_T) override;
   void route_gates_grad(RouteGate kind, int32_t B, const int32_t* cu_B1, const float* gates_T, const float* dgates_T, float* dscores_T) override;
   void gather_rms_norm(const float* h_TC, const int32_t* row_n, const float* step_C, const float* w_C, float eps, float* x_nC, float* y_nC,
-                       float* rstd_n, int64_t n, int64_t C) override;
+                       float* rstd_n, int64_t n, int64_t C, const RotaryRows* rotary) override;
   void gated_scatter(Fusion fusion, const float* y_nC, const float* gate, const int32_t* at_n, const float* step_C, float* h_TC,
                      const int32_t* row_n, int64_t n, int64_t C) override;
   void gated_scatter_grad(Fusion fusion, const float* y_nC, const float* base, const float* gate, const int32_t* at_n, const float* step_C,
@@ -92,7 +99,12 @@ class CpuBackend final : public Backend {
                      int64_t R, int64_t V) override;
   void square_loss(const float* a_RC, const float* b_RC, float* loss_R, int64_t R, int64_t C) override;
   void square_loss_grad(const float* a_RC, const float* b_RC, const float* scale_R, float* da_RC, float* db_RC, int64_t R, int64_t C) override;
-  double sum_squares(const float* x, int64_t size) override;
+  void grad_norm(const void* x_TC, DType dtype, const uint8_t* class_T, int32_t classes, float scale, float* norm_T,
+                 NormStatistics* statistics_K, int64_t T, int64_t C) override;
+  void norm_statistics(const float* norm_T, const uint8_t* class_T, int32_t classes, float scale, NormStatistics* statistics_K, int64_t T) override;
+  void gram(const MatrixBatch& matrices, double* gram) override;
+  void symmetric_eigenvalues(int32_t count, const int32_t* size_B, double* matrices, double* values) override;
+  double sum_squares(const FloatSpan* spans, int64_t count, DType dtype) override;
   void adamw(const AdamWUpdate& update) override;
   void fill_normal(float* x, int64_t size, int64_t first, uint64_t key, float scale) override;
   int64_t first_non_finite(const void* x, DType dtype, int64_t size) override;
@@ -102,6 +114,15 @@ class CpuBackend final : public Backend {
               Filter filter) override;
 
  private:
+  double sum_squares_span(const FloatSpan& span, DType dtype);
+  struct NormClasses {
+    NormStatistics* statistics_K;  // null: none wanted
+    const uint8_t* class_T;        // null: all 0
+    int32_t count;
+    float scale;
+  };
+  template <typename NormOf>
+  void each_norm(const NormOf& norm_of, const NormClasses& classes, int64_t T, int64_t C);
   // Scratch of at least `bytes` for this thread index of the pool, 64-byte aligned, kept between calls.
   void* scratch(int32_t thread, size_t bytes);
   // C[M,N] = (beta=1: +) op(A) op(B), all row-major f32, split over the pool (linear.cpp).

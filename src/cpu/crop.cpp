@@ -6,11 +6,11 @@
 //        with more threads it takes another order, and single units differ. A crop without a value above 1 is not divided (the released code's guess that it already lies in [0, 1])
 //   cost that of resize and patch_rows, and a copy of the box
 //   limits: 0 <= x1 < x2 <= width, the same for y; to_height and to_width multiples of patch * merge
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
 
+#include "../core/crop_axis.h"
 #include "workspace.h"
 #include "cpu_backend.h"
 #include "tiles.h"
@@ -18,29 +18,8 @@
 namespace plumbline {
 namespace {
 
-// PyTorch's compute_source_index_and_lambda for one axis: two neighbours and their weights.
-struct Neighbours {
-  int32_t low, high;
-  float low_weight, high_weight;
-};
-
-Neighbours neighbours(int32_t to, int32_t from_size, int32_t to_size) {
-  if (from_size == to_size) return {to, to, 1.0f, 0.0f};
-  const float scale = static_cast<float>(from_size) / static_cast<float>(to_size);
-  const float at = std::max(std::fma(scale, static_cast<float>(to) + 0.5f, -0.5f), 0.0f);
-  const int32_t low = std::min(static_cast<int32_t>(at), from_size - 1);
-  const float high_weight = std::min(std::max(at - static_cast<float>(low), 0.0f), 1.0f);
-  return {low, low + (low < from_size - 1 ? 1 : 0), 1.0f - high_weight, high_weight};
-}
-
-std::vector<Neighbours> axis(int32_t from_size, int32_t to_size) {
-  std::vector<Neighbours> all;
-  for (int32_t to = 0; to < to_size; ++to) all.push_back(neighbours(to, from_size, to_size));
-  return all;
-}
-
 // A sum of weights may pass 1 by a rounding: 255.00002 still truncates to 255.
-void truncated_row(const uint8_t* top, const uint8_t* bottom, const Neighbours& y, const std::vector<Neighbours>& across, const float* value,
+void truncated_row(const uint8_t* top, const uint8_t* bottom, const Neighbours& y, const std::vector<Neighbours>& across, const std::vector<float>& value,
                    uint8_t* to) {
   for (const Neighbours& x : across)
     for (int c = 0; c < 3; ++c) {
@@ -62,10 +41,8 @@ void CpuBackend::crop_patches(const CropPatches& crop, float* rows, uint8_t* pix
   for (int32_t y = 0; y < high; ++y)
     std::memcpy(box + y * row_bytes, crop.image + (int64_t{crop.y1 + y} * crop.width + crop.x1) * 3, row_bytes);
   if (crop.truncated) {
-    const bool divided = *std::max_element(box, box + high * row_bytes) > 1;
-    float value[256];
-    for (int i = 0; i < 256; ++i) value[i] = divided ? static_cast<float>(i) / 255.0f : static_cast<float>(i);
-    const std::vector<Neighbours> across = axis(wide, crop.to_width), down = axis(high, crop.to_height);
+    const std::vector<float> value = crop_values(box, high * row_bytes);
+    const std::vector<Neighbours> across = crop_axis(wide, crop.to_width), down = crop_axis(high, crop.to_height);
     const Tiles tiles = tile_rows(crop.to_height, static_cast<int64_t>(out_row));
     parallel(tiles.count, [&](int64_t tile, int32_t) {
       for (int64_t y = tiles.begin(tile); y < tiles.end(tile); ++y)

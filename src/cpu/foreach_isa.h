@@ -26,7 +26,7 @@ namespace isa_baseline {
 
 #if defined(__x86_64__)
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #define PLUMBLINE_LANES 8
 namespace plumbline {
 namespace isa_avx2 {
@@ -38,7 +38,7 @@ namespace isa_avx2 {
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
 #define PLUMBLINE_LANES 16
 namespace plumbline {
 namespace isa_avx512 {

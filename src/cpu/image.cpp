@@ -7,79 +7,16 @@
 #include <cmath>
 #include <optional>
 
+#include "../core/taps.h"
 #include "workspace.h"
 #include "cpu_backend.h"
 #include "tiles.h"
-
-namespace plumbline {
-namespace {
-
-constexpr int kPrecisionBits = 32 - 8 - 2;
-
-// Output x is the sum over k < count[x] of input first[x] + k times weight[x * stride + k].
-struct Taps {
-  int64_t size, stride;
-  int32_t* first;
-  int32_t* count;
-  int32_t* weight;
-};
-
-}  // namespace
-}  // namespace plumbline
 
 #define PLUMBLINE_INL "image_inl.h"
 #include "foreach_isa.h"
 
 namespace plumbline {
 namespace {
-
-double triangle(double x) { return std::max(0.0, 1.0 - std::fabs(x)); }
-double cubic(double x) {  // Keys' kernel, a = -1/2
-  constexpr double a = -0.5;
-  x = std::fabs(x);
-  if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0;
-  if (x < 2.0) return (((x - 5.0) * x + 8.0) * x - 4.0) * a;
-  return 0.0;
-}
-
-class TapTable {
- public:
-  TapTable(CpuBackend& backend, int64_t from, int64_t to, Filter filter)
-      : scale_(static_cast<double>(from) / static_cast<double>(to)),
-        stretch_(std::max(scale_, 1.0)),
-        reach_((filter == Filter::bilinear ? 1.0 : 2.0) * stretch_),
-        stride_(static_cast<int64_t>(std::ceil(reach_)) * 2 + 1),
-        weights_(backend, static_cast<size_t>(stride_) * sizeof(double)),
-        table_(backend, static_cast<size_t>(to * (stride_ + 2)) * sizeof(int32_t)) {
-    int32_t* data = table_.as<int32_t>();
-    taps = {to, stride_, data, data + to, data + 2 * to};
-    for (int64_t x = 0; x < to; ++x) fill(x, from, filter == Filter::bilinear ? triangle : cubic);
-  }
-  Taps taps;
-
- private:
-  // The order of these operations is the bits of the result: Pillow's.
-  void fill(int64_t x, int64_t from, double (*kernel)(double)) {
-    const double centre = (static_cast<double>(x) + 0.5) * scale_, inverse = 1.0 / stretch_;
-    const int64_t first = std::max<int64_t>(0, static_cast<int64_t>(centre - reach_ + 0.5));
-    const int64_t end = std::min(from, static_cast<int64_t>(centre + reach_ + 0.5));
-    double* weight = weights_.as<double>();
-    double total = 0;
-    for (int64_t i = first; i < end; ++i) {
-      weight[i - first] = kernel((static_cast<double>(i) - centre + 0.5) * inverse);
-      total += weight[i - first];
-    }
-    taps.first[x] = static_cast<int32_t>(first);
-    taps.count[x] = static_cast<int32_t>(end - first);
-    for (int64_t k = 0; k < end - first; ++k) {
-      const double w = (total != 0 ? weight[k] / total : weight[k]) * (1 << kPrecisionBits);
-      taps.weight[x * stride_ + k] = static_cast<int32_t>(w < 0 ? w - 0.5 : w + 0.5);
-    }
-  }
-  double scale_, stretch_, reach_;
-  int64_t stride_;
-  Workspace weights_, table_;
-};
 
 // Where output row `row` of patch_rows is taken from.
 struct PatchGrid {
@@ -109,7 +46,7 @@ void CpuBackend::resize(const uint8_t* from, int32_t height, int32_t width, int3
   if (width != to_width) {
     if (tall) between.emplace(*this, static_cast<size_t>(height * to_row));
     uint8_t* out = tall ? between->as<uint8_t>() : to;
-    const TapTable table(*this, width, to_width, filter);
+    const TapTable table(width, to_width, filter);
     const Tiles tiles = tile_rows(height, to_row * table.taps.stride / 8);
     parallel(tiles.count, [&](int64_t tile, int32_t) {
       for (int64_t y = tiles.begin(tile); y < tiles.end(tile); ++y)
@@ -118,7 +55,7 @@ void CpuBackend::resize(const uint8_t* from, int32_t height, int32_t width, int3
     wide = out;
   }
   if (!tall) return;
-  const TapTable table(*this, height, to_height, filter);
+  const TapTable table(height, to_height, filter);
   const Taps& taps = table.taps;
   const Tiles tiles = tile_rows(to_height, to_row * taps.stride / 8);
   parallel(tiles.count, [&](int64_t tile, int32_t) {

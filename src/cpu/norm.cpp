@@ -1,6 +1,6 @@
 // rms_norm, layer_norm: one scale per row.   y = w (x - mean) rstd + b, rstd = 1/sqrt(mean (x - mean)^2 + eps); RMS: mean = 0, b = 0
 //   in   x (T, C), w (C), b (C), f32           out  y (T, C); mean (T), rstd (T) kept for the backward pass
-//   grad dx (T, C) written or added to; dw, db (C) added to; either may be null
+//   grad dx (T, C) written or added to; dw, db (C) added to; either may be null; L2 norm of each row of dx, from registers
 //   how  f32 sums over fixed lanes; the variance about the mean, not from E[x^2]; dw and db by slices of rows cut by shape, slices
 //        added in order: the same bits for any number of threads. NaN and inf spread over their row, as in the plain formula
 //   cost 2 reads of a row, the second from cache, and 1 write; bound by memory
@@ -21,7 +21,7 @@ void CpuBackend::rms_norm(const float* x_TC, const float* w_C, float eps, float*
 }
 
 void CpuBackend::rms_norm_grad(const float* dy_TC, const float* x_TC, const float* w_C, const float* rstd_T, float* dx_TC, float* dw_C,
-                               int64_t T, int64_t C, bool accumulate_dx) {
+                               float* dx_norm_T, int64_t T, int64_t C, bool accumulate_dx) {
   const auto kernel = PLUMBLINE_PICK(isa_, rms_norm_grad_rows);
   const Tiles slices = slice_rows(T, C);
   const int64_t stride = padded(C);
@@ -30,7 +30,8 @@ void CpuBackend::rms_norm_grad(const float* dy_TC, const float* x_TC, const floa
     const int64_t t = slices.begin(slice), first = t * C;
     float* dw = partial ? partial + slice * stride : nullptr;
     if (dw) std::fill_n(dw, C, 0.0f);
-    kernel(dy_TC + first, x_TC + first, w_C, rstd_T + t, dx_TC + first, dw, slices.end(slice) - t, C, accumulate_dx);
+    kernel(dy_TC + first, x_TC + first, w_C, rstd_T + t, dx_TC + first, dw, dx_norm_T ? dx_norm_T + t : nullptr, slices.end(slice) - t, C,
+           accumulate_dx);
   });
   if (dw_C) PLUMBLINE_PICK(isa_, add_slices)(partial, slices.count, stride, dw_C, C);
 }

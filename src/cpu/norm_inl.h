@@ -1,5 +1,6 @@
 // Row kernels of norm.cpp. Sums run over four vectors of lanes, added in a fixed order.
 #include "slices_inl.h"
+#include "squares_inl.h"
 #include "rms_inl.h"
 
 PLUMBLINE_INLINE float sum_row(const float* x, int64_t C) {
@@ -66,32 +67,49 @@ PLUMBLINE_INLINE vec gradient_of(const RowGradient& row, vec dy, vec w, vec norm
   return row.rstd * ((dy * w - row.mean_g) - normal * row.mean_gx);
 }
 
-// dw and db are partial sums of this slice of rows, or null both.
-PLUMBLINE_INLINE void gradient_row(const RowGradient& row, const float* dy, const float* x, const float* w, float* dx, float* dw, float* db,
-                                   int64_t C, bool accumulate) {
+// dw and db are partial sums of this slice of rows, or null both. Returns the sum of squares of dx as written, for `squares`.
+PLUMBLINE_INLINE float gradient_row(const RowGradient& row, const float* dy, const float* x, const float* w, float* dx, float* dw, float* db,
+                                    int64_t C, bool accumulate, bool squares) {
+  constexpr int64_t kRun = 64 * kLanes;  // squares run into sums of this length: 2,000 in one lane of four lose bits that the norm keeps
+  vec sum = {}, runs = {};
   int64_t i = 0;
   for (; i + kLanes <= C; i += kLanes) {
+    if (squares && i % kRun == 0) runs += sum, sum = vec{};
     const vec d = load(dy + i), normal = (load(x + i) - row.mean) * row.rstd;
-    const vec out = gradient_of(row, d, load(w + i), normal);
-    store(dx + i, accumulate ? load(dx + i) + out : out);
+    const vec out = gradient_of(row, d, load(w + i), normal), total = accumulate ? load(dx + i) + out : out;
+    store(dx + i, total);
+    if (squares) sum = fma(total, total, sum);
     if (dw) store(dw + i, fma(d, normal, load(dw + i)));
     if (db) store(db + i, load(db + i) + d);
   }
-  if (i == C) return;
-  const int64_t n = C - i;
-  const vec d = load_partial(dy + i, n, 0.0f), normal = (load_partial(x + i, n, 0.0f) - row.mean) * row.rstd;
-  const vec out = gradient_of(row, d, load_partial(w + i, n, 0.0f), normal);
-  store_partial(dx + i, accumulate ? load_partial(dx + i, n, 0.0f) + out : out, n);
-  if (dw) store_partial(dw + i, fma(d, normal, load_partial(dw + i, n, 0.0f)), n);
-  if (db) store_partial(db + i, load_partial(db + i, n, 0.0f) + d, n);
+  if (i < C) {
+    const int64_t n = C - i;
+    const vec d = load_partial(dy + i, n, 0.0f), normal = (load_partial(x + i, n, 0.0f) - row.mean) * row.rstd;
+    const vec out = gradient_of(row, d, load_partial(w + i, n, 0.0f), normal);
+    store_partial(dx + i, accumulate ? load_partial(dx + i, n, 0.0f) + out : out, n);
+    if (squares) {
+      const vec total = load_partial(dx + i, n, 0.0f);
+      sum = fma(total, total, sum);
+    }
+    if (dw) store_partial(dw + i, fma(d, normal, load_partial(dw + i, n, 0.0f)), n);
+    if (db) store_partial(db + i, load_partial(db + i, n, 0.0f) + d, n);
+  }
+  return squares ? sum_lanes(runs + sum) : 0.0f;
 }
 
-static void rms_norm_grad_rows(const float* dy, const float* x, const float* w, const float* rstd, float* dx, float* dw, int64_t rows,
-                               int64_t C, bool accumulate) {
+// Root of a sum of squares in f32; one that may have lost bits at either end of f32's range is summed again, in f64, from the cache.
+PLUMBLINE_INLINE float norm_of_row(float sum, const float* x, int64_t C) {
+  if (sum >= 0x1p-100f && sum <= 0x1p120f) return __builtin_sqrtf(sum);
+  return (float)__builtin_sqrt(sum_squares_range<F32>(x, C));
+}
+
+static void rms_norm_grad_rows(const float* dy, const float* x, const float* w, const float* rstd, float* dx, float* dw, float* norm,
+                               int64_t rows, int64_t C, bool accumulate) {
   for (int64_t t = 0; t < rows; ++t, dy += C, x += C, dx += C) {
     const RowSums sums = gradient_sums(dy, x, w, 0.0f, C);
     const RowGradient row = {splat(0.0f), splat(rstd[t]), splat(0.0f), splat(sums.gx * rstd[t] / (float)C)};
-    gradient_row(row, dy, x, w, dx, dw, nullptr, C, accumulate);
+    if (norm) norm[t] = norm_of_row(gradient_row(row, dy, x, w, dx, dw, nullptr, C, accumulate, true), dx, C);
+    else gradient_row(row, dy, x, w, dx, dw, nullptr, C, accumulate, false);
   }
 }
 
@@ -101,6 +119,6 @@ static void layer_norm_grad_rows(const float* dy, const float* x, const float* w
     const RowSums sums = gradient_sums(dy, x, w, mean[t], C);
     const float mean_g = sums.g / (float)C, mean_gx = sums.gx * rstd[t] / (float)C;
     const RowGradient row = {splat(mean[t]), splat(rstd[t]), splat(mean_g), splat(mean_gx)};
-    gradient_row(row, dy, x, w, dx, dw, db, C, accumulate);
+    gradient_row(row, dy, x, w, dx, dw, db, C, accumulate, false);
   }
 }

@@ -2,7 +2,7 @@
 //   m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2,  g = clip * gradient                      (AdamW: 1711.05101, algorithm 2)
 //   w = w (1 - lr decay) - lr / (1 - beta1^step) m / (sqrt(v) / sqrt(1 - beta2^step) + epsilon), taken as one difference from w: a factor
 //   1 - 1e-8 would round to 1 in f32 and drop the decay
-//   in   gradient, moments, f32 master weight   out  moments and weight in place; bf16 copy, rounded to nearest even
+//   in   gradient (sum_squares: f32, f16 or bf16), moments, f32 master weight   out  moments and weight in place; bf16 copy, rounded to nearest even
 //   how  corrections in f64 on the host; elements by themselves. sum_squares: f64, 16 fixed lanes per slice of 32 Ki, slices in order:
 //        the same bits for any number of threads and any instruction set
 //   cost adamw reads 16 bytes and writes 12 (bf16: 14) per element, one pass; bound by memory
@@ -28,14 +28,22 @@ struct AdamWFactors {
 
 namespace plumbline {
 
-double CpuBackend::sum_squares(const float* x, int64_t size) {
-  const auto kernel = PLUMBLINE_PICK(isa_, sum_squares_range);
-  const Tiles slices = tile_elements(size);
+double CpuBackend::sum_squares(const FloatSpan* spans, int64_t count, DType dtype) {
+  double total = 0;
+  for (int64_t i = 0; i < count; ++i) total += sum_squares_span(spans[i], dtype);
+  return total;
+}
+
+double CpuBackend::sum_squares_span(const FloatSpan& span, DType dtype) {
+  const auto kernel = dtype == DType::f32   ? PLUMBLINE_PICK(isa_, sum_squares_f32)
+                      : dtype == DType::f16 ? PLUMBLINE_PICK(isa_, sum_squares_f16)
+                                            : PLUMBLINE_PICK(isa_, sum_squares_bf16);
+  const Tiles slices = tile_elements(span.size);
   if (slices.count == 0) return 0;
   double* partial = static_cast<double*>(scratch(0, static_cast<size_t>(slices.count) * sizeof(double)));
   parallel(slices.count, [&](int64_t slice, int32_t) {
     const int64_t i = slices.begin(slice);
-    partial[slice] = kernel(x + i, slices.end(slice) - i);
+    partial[slice] = kernel(static_cast<const char*>(span.data) + i * static_cast<int64_t>(dtype_bytes(dtype)), slices.end(slice) - i);
   });
   double sum = 0;
   for (int64_t slice = 0; slice < slices.count; ++slice) sum += partial[slice];

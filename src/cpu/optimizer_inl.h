@@ -1,28 +1,8 @@
 // Kernels of optimizer.cpp.
-typedef double dvec __attribute__((vector_size(4 * PLUMBLINE_LANES)));
-typedef float half_vec __attribute__((vector_size(2 * PLUMBLINE_LANES)));
+#include "squares_inl.h"
+
 typedef uint32_t uvec __attribute__((vector_size(4 * PLUMBLINE_LANES)));
 typedef uint16_t narrow_vec __attribute__((vector_size(2 * PLUMBLINE_LANES)));
-
-// Sixteen lanes of f64 whatever the instruction set, and squares of f32 are exact in f64: the same bits everywhere.
-static double sum_squares_range(const float* x, int64_t size) {
-  constexpr int kSums = 16, kDoubles = kLanes / 2, kVectors = kSums / kDoubles;
-  dvec sum[kVectors] = {};
-  int64_t i = 0;
-  for (; i + kSums <= size; i += kSums)
-    for (int v = 0; v < kVectors; ++v) {
-      half_vec half;
-      std::memcpy(&half, x + i + v * kDoubles, sizeof(half));
-      const dvec wide = __builtin_convertvector(half, dvec);
-      sum[v] += wide * wide;
-    }
-  double lane[kSums];
-  std::memcpy(lane, sum, sizeof(lane));
-  for (int k = 0; i < size; ++i, ++k) lane[k] += (double)x[i] * (double)x[i];
-  for (int width = kSums / 2; width > 0; width /= 2)
-    for (int k = 0; k < width; ++k) lane[k] += lane[k + width];
-  return lane[0];
-}
 
 template <typename Bits>
 PLUMBLINE_INLINE Bits bits_at(const void* x, int64_t i) {

@@ -143,7 +143,7 @@ void softmax_grad(const float* saliency, const int32_t* selected, const float* w
 }  // namespace
 
 void CpuBackend::select_patches(const ReplayRule& rule, const ReplayLayout& layout, const float* saliency_N, uint8_t* used_N, int32_t* selected,
-                                float* weight, int32_t* window_B6) {
+                                float* weight, int32_t* window_B6, const ReplayRows* rows) {
   parallel(layout.B, [&](int64_t index, int32_t) {
     const int32_t b = static_cast<int32_t>(index);
     const int64_t first = layout.cu_tokens_B1[b], tokens = layout.cu_tokens_B1[b + 1] - first;
@@ -164,6 +164,14 @@ void CpuBackend::select_patches(const ReplayRule& rule, const ReplayLayout& layo
     const int32_t values[6] = {found.picture, found.row, found.column, found.height, found.width, found.count};
     std::copy_n(values, 6, window);
   });
+  if (rows == nullptr) return;
+  std::vector<int32_t> from, cu{0};
+  for (int32_t b = 0; b < layout.B; ++b)
+    for (int32_t i = layout.cu_selected_B1[b]; i < layout.cu_selected_B1[b + 1]; ++i) {
+      from.push_back(rows->row_N[layout.cu_tokens_B1[b] + selected[i]]);
+      if (!rule.mix || i + 1 == layout.cu_selected_B1[b + 1]) cu.push_back(i + 1);
+    }
+  weighted_rows(rows->from, from.data(), weight, cu.data(), rows->out_RC, static_cast<int64_t>(cu.size()) - 1, rows->C);
 }
 
 void CpuBackend::select_patches_grad(const ReplayRule& rule, const ReplayLayout& layout, const float* saliency_N, const int32_t* selected,

@@ -21,4 +21,14 @@ void CpuBackend::rotary(float* x, int64_t row_stride, int32_t heads, int32_t d, 
   });
 }
 
+
+void CpuBackend::rotate_store(const AttentionShape& shape, float* qkv, const float* cos_Th, const float* sin_Th, const int32_t* first_row_B,
+                              const KeyValuePages& pages, float* last_q_BHd) {
+  const int64_t q_width = int64_t{shape.H} * shape.d, kv_width = int64_t{shape.Hkv} * shape.d;
+  rotary(qkv, shape.q_row_stride, shape.H + shape.Hkv, shape.d, cos_Th, sin_Th, shape.cu_q_B1[shape.B], false);
+  scatter_to_pages(shape, first_row_B, qkv + q_width, qkv + q_width + kv_width, shape.q_row_stride, pages);
+  for (int32_t b = 0; last_q_BHd && b < shape.B; ++b)
+    if (shape.cu_q_B1[b + 1] > shape.cu_q_B1[b]) copy(last_q_BHd + b * q_width, qkv + (shape.cu_q_B1[b + 1] - 1) * shape.q_row_stride, static_cast<size_t>(q_width) * sizeof(float));
+}
+
 }  // namespace plumbline

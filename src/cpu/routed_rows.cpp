@@ -29,19 +29,24 @@ bool is_streamed(const float* x, const float* y, int64_t n, int64_t C) {
 }  // namespace
 
 void CpuBackend::gather_rms_norm(const float* h_TC, const int32_t* row_n, const float* step_C, const float* w_C, float eps, float* x_nC,
-                                 float* y_nC, float* rstd_n, int64_t n, int64_t C) {
+                                 float* y_nC, float* rstd_n, int64_t n, int64_t C,
+                                 const RotaryRows* rotary) {
   const auto kernel = PLUMBLINE_PICK(isa_, gather_norm_row);
   const auto streamed = PLUMBLINE_PICK(isa_, gather_norm_row_streamed);
+  if (rotary) {
+    copy_rows(Weight{rotary->cos_Th, DType::f32, 0, rotary->half}, row_n, rotary->cos_nh, nullptr, n);
+    copy_rows(Weight{rotary->sin_Th, DType::f32, 0, rotary->half}, row_n, rotary->sin_nh, nullptr, n);
+  }
   const bool past_caches = is_streamed(x_nC, y_nC, n, C);
   const Tiles tiles = tile_rows(n, C);
   parallel(tiles.count, [&](int64_t tile, int32_t thread) {
     float* memory = past_caches ? static_cast<float*>(scratch(thread, static_cast<size_t>(C) * sizeof(float))) : nullptr;
     for (int64_t i = tiles.begin(tile); i < tiles.end(tile); ++i) {
-      const float* h = h_TC + row_n[i] * C;
+      const float *h = h_TC + row_n[i] * C, *next = h_TC + row_n[std::min(i + 1, n - 1)] * C;
       if (past_caches)
-        streamed(h, step_C, w_C, eps, x_nC + i * C, y_nC + i * C, rstd_n + i, C, memory);
+        streamed(h, step_C, next, w_C, eps, x_nC + i * C, y_nC + i * C, rstd_n + i, C, memory);
       else
-        kernel(h, step_C, w_C, eps, x_nC + i * C, y_nC + i * C, rstd_n + i, C);
+        kernel(h, step_C, next, w_C, eps, x_nC + i * C, y_nC + i * C, rstd_n + i, C);
     }
     if (past_caches) PLUMBLINE_PICK(isa_, end_streaming)();
   });

@@ -2,14 +2,14 @@
 #include "rms_inl.h"
 #include "slices_inl.h"
 
-static void gather_row(const float* h, const float* step, float* x, int64_t C) {
-  if (!step) {
-    std::memcpy(x, h, C * sizeof(float));
-    return;
-  }
+// x = h + step. next: a row that comes later, fetched line by line beside this one: the hardware does not follow rows at uneven distances.
+PLUMBLINE_INLINE void gather_row(const float* h, const float* step, const float* next, float* x, int64_t C) {
   int64_t i = 0;
-  for (; i + kLanes <= C; i += kLanes) store(x + i, load(h + i) + load(step + i));
-  for (; i < C; ++i) x[i] = h[i] + step[i];
+  for (; i + 16 <= C; i += 16) {
+    __builtin_prefetch(next + i);
+    for (int64_t j = i; j < i + 16; j += kLanes) store(x + j, step ? load(h + j) + load(step + j) : load(h + j));
+  }
+  for (; i < C; ++i) x[i] = step ? h[i] + step[i] : h[i];
 }
 
 // To memory past the caches: the line is not read first. p is aligned to the vector.
@@ -25,15 +25,15 @@ PLUMBLINE_INLINE void stream(float* p, vec v) {
 #endif
 }
 
-static void gather_norm_row(const float* h, const float* step, const float* w, float eps, float* x, float* y, float* rstd, int64_t C) {
-  gather_row(h, step, x, C);
+static void gather_norm_row(const float* h, const float* step, const float* next, const float* w, float eps, float* x, float* y, float* rstd, int64_t C) {
+  gather_row(h, step, next, x, C);
   rms_norm_rows(x, w, eps, y, rstd, 1, C);
 }
 
 // The same bits for rows of whole cache lines that will have left the caches before they are used. `row`: C floats of working memory.
-static void gather_norm_row_streamed(const float* h, const float* step, const float* w, float eps, float* x, float* y, float* rstd, int64_t C,
+static void gather_norm_row_streamed(const float* h, const float* step, const float* next, const float* w, float eps, float* x, float* y, float* rstd, int64_t C,
                                      float* row) {
-  gather_row(h, step, row, C);
+  gather_row(h, step, next, row, C);
   *rstd = inverse_root(sum_squares_row(row, 0.0f, C), C, eps);
   const vec r = splat(*rstd);
   for (int64_t i = 0; i < C; i += kLanes) {

@@ -58,13 +58,15 @@ int32_t best_of_all(int32_t alpha, const float* scores, int32_t first, int32_t e
 
 }  // namespace
 
-void CpuBackend::route_tokens(const RouteTokens& route, const float* scores_T, int32_t* rows, int32_t* cu_routed_B1, int32_t* order) {
+void CpuBackend::route_tokens(const RouteTokens& route, const float* scores_T, int32_t* rows, int32_t* cu_routed_B1, int32_t* order,
+                              RouteGate gate, float* gates_T) {
+  if (gates_T) route_gates(gate, route.B, route.cu_B1, scores_T, gates_T);
   int32_t* own_order = route.rule == RouteRule::topk ? order : nullptr;
   parallel(route.B, [&](int64_t b, int32_t) {
     const int32_t first = route.cu_B1[b], end = route.cu_B1[b + 1];
     int32_t& count = cu_routed_B1[b + 1];
     switch (route.rule) {
-      case RouteRule::threshold: count = above_threshold(route.threshold, scores_T, first, end, rows + first); break;
+      case RouteRule::threshold: count = above_threshold(*route.threshold, scores_T, first, end, rows + first); break;
       case RouteRule::prefix_topk:
         count = best_so_far(route.alpha, scores_T, first, end, route.best_B[b], route.best_count_B[b], rows + first);
         break;

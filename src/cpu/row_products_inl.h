@@ -21,9 +21,10 @@ PLUMBLINE_INLINE quad sum_four(vec a, vec b, vec c, vec e) {
   return __builtin_shufflevector(xy, zw, 0, 1, 4, 5) + __builtin_shufflevector(xy, zw, 2, 3, 6, 7);
 }
 
-// dots[m, 0 .. 4) = q[m] . k[0 .. 4) for kHeight rows of q.
-template <int kHeight>
-static void dot_rows(const float* q, int64_t q_stride, const float* const* k, int64_t d, float* dots) {
+// dots[m, 0 .. 4) = q[m] . k[0 .. 4) for kHeight rows of q. fetch (may be null): a line of each of kFetched rows that come later is
+// fetched with every line of these, between the products: a burst of them all would wait for the few buffers of the L1 cache.
+template <int kHeight, int kFetched = 0>
+static void dot_rows(const float* q, int64_t q_stride, const float* const* k, int64_t d, float* dots, const float* const* fetch = nullptr) {
   vec sum[kHeight][4];
 #pragma GCC unroll 3
   for (int m = 0; m < kHeight; ++m)
@@ -31,12 +32,18 @@ static void dot_rows(const float* q, int64_t q_stride, const float* const* k, in
     for (int n = 0; n < 4; ++n) sum[m][n] = vec{};
   int64_t j = 0;
   for (; j + kLanes <= d; j += kLanes) {
-    const vec key[4] = {load(k[0] + j), load(k[1] + j), load(k[2] + j), load(k[3] + j)};
-#pragma GCC unroll 3
-    for (int m = 0; m < kHeight; ++m) {
-      const vec x = load(q + m * q_stride + j);
+    if (kFetched > 0 && j % kCacheLineFloats == 0) {
 #pragma GCC unroll 4
-      for (int n = 0; n < 4; ++n) sum[m][n] = fma(x, key[n], sum[m][n]);
+      for (int n = 0; n < kFetched; ++n) __builtin_prefetch(fetch[n] + j);
+    }
+    vec x[kHeight];  // these and one key at a time beside the sums: 16 registers, no sum goes through memory
+#pragma GCC unroll 3
+    for (int m = 0; m < kHeight; ++m) x[m] = load(q + m * q_stride + j);
+#pragma GCC unroll 4
+    for (int n = 0; n < 4; ++n) {
+      const vec key = load(k[n] + j);
+#pragma GCC unroll 3
+      for (int m = 0; m < kHeight; ++m) sum[m][n] = fma(x[m], key, sum[m][n]);
     }
   }
 #pragma GCC unroll 3

@@ -13,6 +13,12 @@
 #include "attention_slice.h"
 #include "cpu_backend.h"
 
+namespace plumbline {
+// Rows fetched early, across the ends of calls: four rows read side by side are no stream for the hardware. Keys from memory: 1.3 to
+// 1.9 x faster (Zen 3, d = 128).
+constexpr int64_t kAhead = 8;
+}  // namespace plumbline
+
 #define PLUMBLINE_INL "saliency_inl.h"
 #include "foreach_isa.h"
 
@@ -23,17 +29,13 @@ constexpr int64_t kGradChunk = 1024;  // keys whose dq is summed by one task
 
 // The last query row of a sequence.
 struct LastRow {
-  int64_t query, d, group, heads, stride;
+  int64_t d, group, heads, stride;
   const float* q;
   const float* lse;
+  LastRow(const AttentionShape& shape, const float* q_row, const float* lse_row)
+      : d(shape.d), group(shape.H / shape.Hkv), heads(shape.Hkv), stride(tile_stride(shape.d)), q(q_row), lse(lse_row) {}
   LastRow(const AttentionShape& shape, int32_t sequence, const float* q_rows, const float* lse_TH)
-      : query(shape.cu_q_B1[sequence + 1] - 1),
-        d(shape.d),
-        group(shape.H / shape.Hkv),
-        heads(shape.Hkv),
-        stride(tile_stride(shape.d)),
-        q(q_rows + query * shape.q_row_stride),
-        lse(lse_TH + query * shape.H) {}
+      : LastRow(shape, q_rows + (shape.cu_q_B1[sequence + 1] - 1) * shape.q_row_stride, lse_TH + (shape.cu_q_B1[sequence + 1] - 1) * int64_t{shape.H}) {}
 };
 
 bool has_work(const AttentionShape& shape, const SaliencyColumns& columns, int32_t b) {
@@ -46,17 +48,23 @@ Float* key_row(const KeyValuePages& pages, float* const* data, int32_t sequence,
   return data[pages.page_start_B1[sequence] + row / pages.page_rows] + row % pages.page_rows * pages.row_stride;
 }
 
-// Up to kFewKeys key rows of one kv head: those of a list, or `begin` and the next ones.
+// Up to kFewKeys key rows of one kv head: those of a list, or `begin` and the next ones; and the first of those that come after them.
 struct KeyRows {
-  int64_t count;
+  int64_t count, next_count;
   const float* row[kFewKeys + 3];
-  KeyRows(const KeyValuePages& pages, int32_t sequence, int64_t kv_head, const int32_t* list, int64_t begin, int64_t end)
-      : count(std::min(kFewKeys, end - begin)) {
-    for (int64_t n = 0; n < count; ++n)
-      row[n] = key_row<const float>(pages, pages.k, sequence, list ? list[begin + n] : begin + n) + kv_head * pages.head_stride;
+  const float* next[kAhead];
+  KeyRows(const KeyValuePages& pages, int32_t sequence, int64_t kv_head, const int32_t* list, int64_t begin, int64_t end, int64_t offset = 0)
+      : count(std::min(kFewKeys, end - begin)), next_count(std::min(kAhead, end - begin - count)) {
+    const auto at = [&](int64_t n) { return key_row<const float>(pages, pages.k, sequence, list ? list[n] : n) + offset + kv_head * pages.head_stride; };
+    for (int64_t n = 0; n < count; ++n) row[n] = at(begin + n);
+    for (int64_t n = 0; n < next_count; ++n) next[n] = at(begin + count + n);
   }
-  void next_head(const KeyValuePages& pages) {
-    for (int64_t n = 0; n < count; ++n) row[n] += pages.head_stride;
+  void move(int64_t floats) {
+    for (int64_t n = 0; n < count; ++n) row[n] += floats;
+  }
+  void expect(int64_t floats) {  // the same rows, so far away, come next
+    next_count = std::min(kAhead, count);
+    for (int64_t n = 0; n < next_count; ++n) next[n] = row[n] + floats;
   }
 };
 
@@ -126,30 +134,35 @@ void finish_queries(const GradMemory& m, void (*add)(const float*, float, int64_
 
 }  // namespace
 
-void CpuBackend::attention_saliency(const AttentionShape& shape, const float* q, const KeyValuePages& pages, const float* lse_TH,
-                                    const SaliencyColumns& columns, float scale, float* saliency_N) {
+void CpuBackend::attention_saliency(const AttentionShape& shape, const LastQueries& queries, const KeyValuePages& pages, const SaliencyColumns& columns,
+                                    float scale, float* saliency_N) {
   const auto load = PLUMBLINE_PICK(isa_, load_queries);
   const auto probabilities = PLUMBLINE_PICK(isa_, key_probabilities);
   const auto add = PLUMBLINE_PICK(isa_, add_heads);
   std::vector<Chunk> chunks;
   for (int32_t b = 0; b < shape.B; ++b)
-    if (has_work(shape, columns, b))
+    if (queries.q_row_B[b] >= 0)
       for (int64_t i = columns.cu_columns_B1[b], end = columns.cu_columns_B1[b + 1]; i < end; i += kFewKeys)
         chunks.push_back({b, 0, i, std::min(end, i + kFewKeys)});
   parallel(static_cast<int64_t>(chunks.size()), [&](int64_t index, int32_t thread) {
     const Chunk& chunk = chunks[index];
-    const LastRow last(shape, chunk.sequence, q, lse_TH);
-    float* q_tile = static_cast<float*>(scratch(thread, (queries_floats(shape) + kFewStride) * sizeof(float)));
-    float* probability = q_tile + last.group * last.stride;
-    float* sum = probability + last.group * kFewStride;
-    std::fill_n(sum, kFewStride, 0.0f);
-    KeyRows keys(pages, chunk.sequence, 0, columns.columns_N, chunk.begin, chunk.end);
-    for (int64_t head = 0; head < last.heads; ++head, keys.next_head(pages)) {
-      load(last.q + head * last.group * last.d, last.group, last.d, shape.scale, q_tile);
-      probabilities(q_tile, last.group, last.d, keys.row, keys.count, last.lse + head * last.group, probability);
-      add(probability, last.group, keys.count, sum);
+    const int64_t b = chunk.sequence;
+    for (int32_t layer = 0; layer < queries.layers; ++layer) {
+      const LastRow last(shape, queries.q_L[layer] + queries.q_row_B[b] * queries.q_row_stride, queries.lse_L[layer] + queries.lse_row_B[b] * int64_t{shape.H});
+      float* q_tile = static_cast<float*>(scratch(thread, (queries_floats(shape) + kFewStride) * sizeof(float)));
+      float* probability = q_tile + last.group * last.stride;
+      float* sum = probability + last.group * kFewStride;
+      std::fill_n(sum, kFewStride, 0.0f);
+      KeyRows keys(pages, chunk.sequence, 0, columns.columns_N, chunk.begin, chunk.end, layer * queries.page_layer_stride);
+      for (int64_t head = 0; head < last.heads; ++head, keys.move(pages.head_stride)) {
+        keys.expect(head + 1 < last.heads ? pages.head_stride : queries.page_layer_stride - head * pages.head_stride);
+        if (layer + 1 == queries.layers && head + 1 == last.heads) keys.next_count = 0;
+        load(last.q + head * last.group * last.d, last.group, last.d, shape.scale, q_tile);
+        probabilities(q_tile, last.group, last.d, keys.row, keys.count, last.lse + head * last.group, probability, keys.next, keys.next_count);
+        add(probability, last.group, keys.count, sum);
+      }
+      PLUMBLINE_PICK(isa_, add_scaled)(sum, scale, keys.count, saliency_N + chunk.begin);
     }
-    PLUMBLINE_PICK(isa_, add_scaled)(sum, scale, keys.count, saliency_N + chunk.begin);
   });
 }
 
@@ -174,7 +187,7 @@ void CpuBackend::attention_saliency_grad(const AttentionShape& shape, const floa
     std::vector<double> sum(static_cast<size_t>(m.group), 0.0);
     for (int64_t i = slice.begin; i < slice.end; i += kFewKeys) {
       KeyRows keys(pages, slice.sequence, slice.kv_head, columns.columns_N, i, slice.end);
-      probabilities(q_tile, m.group, last.d, keys.row, keys.count, last.lse + head, probability);
+      probabilities(q_tile, m.group, last.d, keys.row, keys.count, last.lse + head, probability, keys.next, keys.next_count);
       PLUMBLINE_PICK(isa_, add_weighted_columns)(probability, m.group, keys.count, dsaliency_N + i, sum.data());
     }
     for (int64_t n = 0; n < m.group; ++n) m.delta[slice.sequence * shape.H + head + n] = static_cast<float>(static_cast<double>(scale) * sum[n]);
@@ -190,13 +203,12 @@ void CpuBackend::attention_saliency_grad(const AttentionShape& shape, const floa
     std::fill_n(own_dq, m.dq_floats, 0.0f);
     for (int64_t key = chunk.begin; key < chunk.end; key += kFewKeys) {
       KeyRows keys(pages, chunk.sequence, chunk.kv_head, nullptr, key, chunk.end);
-      probabilities(q_tile, m.group, last.d, keys.row, keys.count, last.lse + head, probability);
+      probabilities(q_tile, m.group, last.d, keys.row, keys.count, last.lse + head, probability, keys.next, keys.next_count);
       const float* dweight = m.dweight + plan.dense_at[chunk.sequence] + key;
       PLUMBLINE_PICK(isa_, score_gradients)(probability, m.group, keys.count, dweight, m.delta + chunk.sequence * shape.H + head);
-      for (int64_t n = 0; n < keys.count; ++n) {
-        float* row = key_row<float>(pages, dk, chunk.sequence, key + n) + chunk.kv_head * pages.head_stride;
-        PLUMBLINE_PICK(isa_, add_key_gradient)(probability + n, q_tile, m.group, last.d, row);
-      }
+      float* row[kFewKeys];
+      for (int64_t n = 0; n < keys.count; ++n) row[n] = key_row<float>(pages, dk, chunk.sequence, key + n) + chunk.kv_head * pages.head_stride;
+      PLUMBLINE_PICK(isa_, add_key_gradients)(probability, q_tile, m.group, last.d, row, keys.count);
       PLUMBLINE_PICK(isa_, add_query_gradients)(probability, m.group, keys.row, keys.count, last.d, own_dq);
     }
   });

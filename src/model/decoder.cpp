@@ -24,16 +24,34 @@ AttentionShape Decoder::shape(const PassRows& rows) const {
 void Decoder::attend(const LayerSite& site, const PassRows& rows, LayerTape& tape) {
   const TextSpec& text = model_.spec.text;
   const AttentionShape s = shape(rows);
-  const int64_t q_width = text.heads * text.head_dim, kv_width = text.kv_heads * text.head_dim;
   float* qkv = tape.qkv->floats();
   Backend& backend = *model_.backend;
-  backend.rotary(qkv, s.q_row_stride, s.H + s.Hkv, s.d, rows.cos->floats(), rows.sin->floats(), rows.T, false);  // q and k lie side by side
   PageTable table;
   site.cache->table(rows.sequences, rows.kv_len, site.cache_layer, &table);
   const KeyValuePages pages = site.cache->view(table);
-  backend.scatter_to_pages(s, rows.first_row.data(), qkv + q_width, qkv + q_width + kv_width, s.q_row_stride, pages);
+  float* last_q = site.saliency ? site.saliency->last_q->floats() + site.layer * s.B * text.heads * text.head_dim : nullptr;
+  backend.rotate_store(s, qkv, rows.cos->floats(), rows.sin->floats(), rows.first_row.data(), pages, last_q);
   backend.attention(s, qkv, pages, tape.mixed->floats(), tape.lse->floats());
-  if (site.saliency) backend.attention_saliency(s, qkv, pages, tape.lse->floats(), site.saliency->view(), saliency_scale(), site.saliency->scores->floats());
+}
+
+void Decoder::saliency(KeyValueCache& cache, const PassRows& rows, Saliency& saliency) {
+  const TextSpec& text = model_.spec.text;
+  const AttentionShape s = shape(rows);
+  std::vector<int32_t> q_row(rows.sequences.size()), lse_row(q_row.size());
+  for (size_t b = 0; b < q_row.size(); ++b) {
+    const bool is_empty = rows.cu_seqlens[b + 1] == rows.cu_seqlens[b];
+    q_row[b] = is_empty ? -1 : static_cast<int32_t>(b);
+    lse_row[b] = is_empty ? -1 : rows.cu_seqlens[b + 1] - 1;
+  }
+  std::vector<const float*> q;
+  const int64_t width = text.heads * text.head_dim;
+  for (int64_t layer = 0; layer < text.layers; ++layer) q.push_back(saliency.last_q->floats() + layer * s.B * width);
+  PageTable table;
+  cache.table(rows.sequences, rows.kv_len, 0, &table);
+  const LastQueries queries{static_cast<int32_t>(text.layers), q.data(), saliency.lse.data(), q_row.data(), lse_row.data(), width, cache.layer_stride()};
+  model_.backend->attention_saliency(s, queries, cache.view(table), saliency.view(), saliency_scale(), saliency.scores->floats());
+  saliency.last_q.reset();
+  saliency.lse.clear(), saliency.own_lse.clear();
 }
 
 void Decoder::forward(const LayerSite& site, const PassRows& rows, Buffer& x, LayerTape& tape) {
@@ -83,10 +101,10 @@ void Decoder::backward_mlp(const std::string& base, int64_t T, const LayerTape& 
   if (float* g = p.gradient(base + "mlp.gate_proj.weight")) backend.linear_grad_weight(dgate_up->floats(), tape.normed2->floats(), g, nullptr, T, 2 * I, D);
   backend.linear_grad_input(dgate_up->floats(), p.weight(base + "mlp.gate_proj.weight"), dnormed->floats(), T, false);
   backend.rms_norm_grad(dnormed->floats(), tape.middle->floats(), p.vector(base + "post_attention_layernorm.weight"), tape.rstd2->floats(), dx,
-                        p.gradient(base + "post_attention_layernorm.weight"), T, D, true);
+                        p.gradient(base + "post_attention_layernorm.weight"), nullptr, T, D, true);
 }
 
-void Decoder::backward_attention(const LayerSite& site, const PassRows& rows, const LayerTape& tape, float* dx) {
+void Decoder::backward_attention(const LayerSite& site, const PassRows& rows, const LayerTape& tape, float* dx, float* dx_norm_T) {
   const TextSpec& text = model_.spec.text;
   Backend& backend = *model_.backend;
   Parameters& p = model_.parameters;
@@ -113,12 +131,12 @@ void Decoder::backward_attention(const LayerSite& site, const PassRows& rows, co
   if (g.weight) backend.linear_grad_weight(dqkv->floats(), tape.normed1->floats(), g.weight, g.bias, T, s.q_row_stride, D);
   backend.linear_grad_input(dqkv->floats(), p.weight(base + "self_attn.q_proj.weight"), dnormed->floats(), T, false);
   backend.rms_norm_grad(dnormed->floats(), tape.input->floats(), p.vector(base + "input_layernorm.weight"), tape.rstd1->floats(), dx,
-                        p.gradient(base + "input_layernorm.weight"), T, D, true);
+                        p.gradient(base + "input_layernorm.weight"), dx_norm_T, T, D, true);
 }
 
-void Decoder::backward(const LayerSite& site, const PassRows& rows, const LayerTape& tape, Buffer& dx) {
+void Decoder::backward(const LayerSite& site, const PassRows& rows, const LayerTape& tape, Buffer& dx, float* dx_norm_T) {
   backward_mlp(layer_name(site.layer), rows.T, tape, dx->floats());
-  backward_attention(site, rows, tape, dx->floats());
+  backward_attention(site, rows, tape, dx->floats(), dx_norm_T);
 }
 
 }  // namespace plumbline

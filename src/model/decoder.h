@@ -24,6 +24,9 @@ struct PassRows {
 struct Saliency {
   std::vector<int32_t> cu_columns;   // [B+1]
   std::vector<int32_t> columns;      // [N] rows of the sequence
+  Buffer last_q;                     // [L, B, H d] while the layers run
+  std::vector<const float*> lse;     // [L] of [T, H], while the layers run
+  std::vector<Buffer> own_lse;       // those that no tape keeps
   Buffer scores;                     // [N]
   Buffer gradient;                   // [N], null while nothing came back
   SaliencyColumns view() const { return {cu_columns.data(), columns.data()}; }
@@ -57,13 +60,16 @@ class Decoder {
   // The same from a tape that holds the first norm already.
   void forward_normed(const LayerSite& site, const PassRows& rows, Buffer& x, LayerTape& tape);
   // dx [T, D]: gradient of the layer's output, becomes that of its input. Adds to parameter gradients and to the gradient
-  // pages of the cached keys and values, whose rows of this pass must already hold what later passes sent.
-  void backward(const LayerSite& site, const PassRows& rows, const LayerTape& tape, Buffer& dx);
+  // pages of the cached keys and values, whose rows of this pass must already hold what later passes sent. dx_norm (may be null):
+  // L2 norms of the rows of dx as they come out.
+  void backward(const LayerSite& site, const PassRows& rows, const LayerTape& tape, Buffer& dx, float* dx_norm_T = nullptr);
+  // All layers at once, after the last one; gives back what was kept for it.
+  void saliency(KeyValueCache& cache, const PassRows& rows, Saliency& saliency);
 
  private:
   void attend(const LayerSite& site, const PassRows& rows, LayerTape& tape);
   void backward_mlp(const std::string& base, int64_t T, const LayerTape& tape, float* dx);
-  void backward_attention(const LayerSite& site, const PassRows& rows, const LayerTape& tape, float* dx);
+  void backward_attention(const LayerSite& site, const PassRows& rows, const LayerTape& tape, float* dx, float* dx_norm_T);
   AttentionShape shape(const PassRows& rows) const;
   float saliency_scale() const;
 

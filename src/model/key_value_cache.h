@@ -37,6 +37,7 @@ class KeyValueCache {
 
   // Pages of each sequence that hold its first `kv_len` rows.
   void table(const std::vector<int32_t>& sequences, const std::vector<int32_t>& kv_len, int64_t layer, PageTable* table) const;
+  int64_t layer_stride() const { return 2 * kv_heads_ * kPageRows * d_; }  // floats between the keys of one layer and of the next in a page
   KeyValuePages view(const PageTable& table) const;
   size_t bytes() const { return pages_.size() * page_bytes_ * (with_gradients_ ? 2 : 1); }
 

@@ -20,19 +20,6 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-float half_to_float(uint16_t half) {
-  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
-  const uint32_t exponent = (half >> 10) & 31u, mantissa = half & 1023u;
-  if (exponent == 0) {  // zero and subnormals: mantissa * 2^-24
-    const float value = static_cast<float>(mantissa) * 5.9604644775390625e-8f;
-    return sign ? -value : value;
-  }
-  const uint32_t bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | (mantissa << 13);
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
 uint64_t hash_name(const std::string& name) {  // FNV-1a
   uint64_t hash = 0xcbf29ce484222325ull;
   for (unsigned char c : name) hash = (hash ^ c) * 0x100000001b3ull;
@@ -182,8 +169,8 @@ void Parameters::write_raw(const Parameter& p, const std::string& kind, int64_t 
       std::memcpy(&bits, halves + i * 2, 2);
       values[static_cast<size_t>(i)] = is_bf16 ? bf16_to_float(bits) : half_to_float(bits);
     }
-    const int64_t bad = backend_.first_non_finite(values.data(), DType::f32, n);
-    require(bad < 0, "ERR_CHECKPOINT", "[Model.load] Expected the values of '" + p.name + "' to be finite but element " + std::to_string(start + done + bad) +
+    const auto bad = std::find_if_not(values.begin(), values.begin() + n, [](float value) { return std::isfinite(value); }) - values.begin();
+    require(bad == n, "ERR_CHECKPOINT", "[Model.load] Expected the values of '" + p.name + "' to be finite but element " + std::to_string(start + done + bad) +
                                            " is NaN or infinite; the checkpoint is damaged or its training diverged");
     write_values(p, start + done, n, values.data());
   }
@@ -260,10 +247,10 @@ void Parameters::zero_gradients() {
 
 double Parameters::gradient_norm() {
   require(gradient_ != nullptr, "ERR_ARGUMENT", "[Model] Expected training to be enabled before gradients are used");
-  double squares = 0;
+  std::vector<FloatSpan> spans;
   for (const Parameter& p : list_)
-    if (p.trainable) squares += backend_.sum_squares(gradient_->floats() + p.state_offset, p.size);
-  return std::sqrt(squares);
+    if (p.trainable) spans.push_back({gradient_->floats() + p.state_offset, p.size});
+  return std::sqrt(backend_.sum_squares(spans.data(), static_cast<int64_t>(spans.size()), DType::f32));
 }
 
 double Parameters::step(const OptimizerOptions& options) {

@@ -48,10 +48,8 @@ int64_t Router::place(int64_t layer) const {
   return found != spec_.layers.end() && *found == layer ? found - spec_.layers.begin() : -1;
 }
 
-float Router::threshold(int64_t layer) {
-  float value = 0;
-  if (spec_.rule == RouteRule::threshold) model_.backend->download(&value, model_.parameters.vector(router_name(layer) + "threshold"), sizeof(value));
-  return value;
+const float* Router::threshold(int64_t layer) const {
+  return spec_.rule == RouteRule::threshold ? model_.parameters.vector(router_name(layer) + "threshold") : nullptr;
 }
 
 // Plain fusion has no step vector.
@@ -95,7 +93,8 @@ void Router::choose(int64_t layer, const PassRows& rows, RoutedTape& tape) {
   if (spec_.misordered) order.resize(n);
   tape.at.resize(n);
   std::vector<int32_t> cu_routed(B + 1);
-  model_.backend->route_tokens(route, tape.scores->floats(), tape.at.data(), cu_routed.data(), spec_.misordered ? order.data() : nullptr);
+  model_.backend->route_tokens(route, tape.scores->floats(), tape.at.data(), cu_routed.data(), spec_.misordered ? order.data() : nullptr, spec_.gate,
+                               tape.gates->floats());
   tape.at.resize(static_cast<size_t>(cu_routed[B]));
   order.resize(spec_.misordered ? tape.at.size() : 0);
   for (size_t b = 0; spec_.rule == RouteRule::prefix_topk && b < B; ++b) seen_.back().best[b].count = counts[b];
@@ -119,8 +118,6 @@ void Router::prepare(int64_t layer, const PassRows& rows, RoutedTape& tape) {
   }
   const int64_t half = model_.spec.text.head_dim / 2;
   routed.cos = pool_.take(routed.T * half), routed.sin = pool_.take(routed.T * half);
-  model_.backend->copy_rows(Weight{rows.cos->data(), DType::f32, rows.T, half}, tape.rows.data(), routed.cos->floats(), nullptr, routed.T);
-  model_.backend->copy_rows(Weight{rows.sin->data(), DType::f32, rows.T, half}, tape.rows.data(), routed.sin->floats(), nullptr, routed.T);
 }
 
 void Router::run(int64_t layer, const PassRows& rows, Buffer& x, bool keep, RoutedTape& tape) {
@@ -135,19 +132,20 @@ void Router::run(int64_t layer, const PassRows& rows, Buffer& x, bool keep, Rout
     candidates = tape.before->floats();
   }
   score(layer, tape, candidates);
-  if (!is_chosen) choose(layer, rows, tape);
   tape.gates = pool_.take(n);
-  backend.route_gates(spec_.gate, static_cast<int32_t>(rows.sequences.size()), tape.cu_candidates.data(), tape.scores->floats(), tape.gates->floats());
+  if (!is_chosen) choose(layer, rows, tape);
+  else backend.route_gates(spec_.gate, static_cast<int32_t>(rows.sequences.size()), tape.cu_candidates.data(), tape.scores->floats(), tape.gates->floats());
   if (!keep) tape.before.reset(), tape.hidden.reset();
   if (tape.rows.empty()) return;
   if (!is_chosen) prepare(layer, rows, tape);
 
   const int64_t routed = tape.routed.T;
+  const RotaryRows rotary{rows.cos->floats(), rows.sin->floats(), tape.routed.cos->floats(), tape.routed.sin->floats(), model_.spec.text.head_dim / 2};
   Buffer y = pool_.take(routed * D);
   tape.layer.rstd1 = pool_.take(routed), tape.layer.normed1 = pool_.take(routed * D);
   backend.gather_rms_norm(x->floats(), tape.rows.data(), spec_.fusion == Fusion::interpolate ? step(tape.depth) : nullptr,
                           model_.parameters.vector(layer_name(layer) + "input_layernorm.weight"), model_.spec.text.eps, y->floats(), tape.layer.normed1->floats(),
-                          tape.layer.rstd1->floats(), routed, D);
+                          tape.layer.rstd1->floats(), routed, D, is_chosen ? nullptr : &rotary);
   decoder_.forward_normed({layer, &caches_.route(static_cast<size_t>(place(layer)), tape.depth).keys_values, 0}, tape.routed, y, tape.layer);
   backend.gated_scatter(spec_.fusion, y->floats(), tape.gates->floats(), tape.target_at.data(), step(tape.depth), x->floats(), tape.target_rows.data(), routed, D);
   if (keep) tape.y = std::move(y);

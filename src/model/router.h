@@ -48,7 +48,7 @@ class Router {
   void prepare(int64_t layer, const PassRows& rows, RoutedTape& tape);
   void run(int64_t layer, const PassRows& rows, Buffer& x, bool keep, RoutedTape& tape);
   void backward_scores(int64_t layer, const RoutedTape& tape, const float* dscores, Buffer& dx);
-  float threshold(int64_t layer);
+  const float* threshold(int64_t layer) const;
   const float* step(int32_t depth) const;
   float* step_gradient(int32_t depth);
 

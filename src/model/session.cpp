@@ -15,6 +15,7 @@ Session::Impl::Impl(std::shared_ptr<Model> m, const SessionOptions& o)
     : model(std::move(m)), options(o), pool(*model->backend), caches(*model->backend, model->spec.text, o.routing, o.training), decoder(*model, pool),
       router(*model, pool, decoder, caches, options.routing), vision(*model, pool) {
   const int64_t D = model->spec.text.hidden;
+  require(options.training || !options.profile, "ERR_ARGUMENT", "[Session] Expected profile only with training: gradients are what it measures");
   for (const char* name : {"token_sr.0.", "token_sr.2."}) {
     if (!options.replay.uses_token_sr()) break;
     expect_extra(model->parameters, "Session", std::string(name) + "weight", {D, D});
@@ -203,12 +204,14 @@ void Session::Impl::drop_tape() {
   stored.reset(), stored_gradient.reset();
   stored_rows = stored_capacity = 0;
   collected_scores.clear();
+  profile.reset();
   figures = RoutingFigures{};
 }
 
 void Session::reset() {
   impl_->drop_tape();
   impl_->visual_gradient.reset();
+  impl_->gradient_norms = GradientNorms{};
   impl_->pool.trim();
 }
 

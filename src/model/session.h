@@ -76,6 +76,14 @@ struct RoutingFigures {
   double squares = 0;                      // sum of their squares (training)
 };
 
+// Gradient dynamics of the last backward() (algorithms, section 7): L2 norms of the loss gradient with respect to each layer's input
+// hidden state and, last, the final one before its norm. A row that several passes computed counts once, with the sum of its gradients.
+struct GradientNorms {
+  int64_t levels = 0;                      // layers + 1; 0: none
+  std::vector<int32_t> rows;               // [B] of each sequence that had rows, in the order of add()
+  std::vector<float> norms;                // [levels, sum of rows]
+};
+
 struct LossInput {
   std::vector<int32_t> pass, row, target;  // [R] which row of which pass predicts which token
   float scale;                             // gradient of the loss per row: 1 / number of targets of the whole optimiser step
@@ -93,6 +101,7 @@ struct SessionOptions {
   bool recompute = false;          // keep only layer inputs and compute the rest again in the backward pass
   bool detach_latents = false;     // latentGradient 'detached'
   bool vision_gradient = true;     // backpropagate into the vision tower
+  bool profile = false;            // training: keep the gradient norms of every row
   ReplaySpec replay;
   RoutingSpec routing;
 };
@@ -129,6 +138,7 @@ class Session {
   std::vector<float> read(const std::string& what, int32_t pass, int32_t layer, int64_t* width);
 
   ReplayDetail read_replay(int32_t replay, int32_t index);
+  const GradientNorms& gradient_norms() const;  // of the last backward(); needs options.profile
   RoutingFigures routing_figures() const;
   int64_t token_forwards() const;      // decoder rows since the session was made
   size_t bytes() const;                // caches, tape and workspace now held

@@ -27,6 +27,8 @@ struct Pass {                            // what is kept of one extend()
   std::vector<LayerRecord> layers;       // training: all of it (or inputs and choices only); traced inference: inputs
   Buffer final, rstd, hidden;            // [T, D] before the final norm, [T], [T, D] after it
   Buffer dhidden;                        // [T, D] gradient of `hidden`: from the loss and from later latents; null = zero
+  std::vector<int32_t> profile_rows;     // [T] rows of the profile, during backward()
+  int64_t profile_first = 0;             // column of its first row among those of all passes
   std::shared_ptr<Saliency> saliency;    // of the sequences that asked for it
   // Per latent row: the pass and packed row whose hidden state it copied.
   struct Origin {
@@ -60,6 +62,15 @@ struct ReplayStep {                      // what is kept of one replay()
 struct KeptLatents {                     // what is kept of one keep_latents()
   int64_t first_row;
   std::vector<int32_t> pass, row;        // where each hidden state was computed
+};
+
+// Gradient norms on their way: one buffer for all passes and levels, fetched once.
+struct Profile {
+  std::vector<int32_t> rows;             // [B] of each sequence
+  int64_t count = 0;                     // rows in all
+  int64_t columns = 0;                   // rows of all passes, those computed again counted again
+  Buffer norms;                          // [levels, columns], or [levels, count] of the sums
+  Buffer sums;                           // [levels, count, D] gradients, where passes compute rows again; else null
 };
 
 // What happened, in order: backward goes through it from the end.
@@ -113,7 +124,7 @@ struct Session::Impl {
   void check_replay(const std::vector<int32_t>& sequences, bool targets);
   ReplayStep plan_replay(const std::vector<int32_t>& sequences, std::vector<uint8_t>* used);
   std::vector<int32_t> selected_of_rows(const ReplayStep& step) const;
-  void gather_blocks(ReplayStep& step);
+  ReplayRows make_blocks(const ReplayStep& step, const std::vector<int32_t>& ids, std::vector<int32_t>* candidates);
   void super_resolve(ReplayStep& step);
   std::vector<CropPatches> crops(const ReplayStep& step, const std::vector<int32_t>& sequences, const std::vector<int32_t>& windows, std::vector<int32_t>* boxes);
   void encode_targets(ReplayStep& step, const std::vector<CropPatches>& crops, bool keep_crops);
@@ -130,6 +141,12 @@ struct Session::Impl {
   void backward_pass(Pass& pass, float penalty);
   void backward_embed(Pass& pass, const float* dx);
   void backward_hidden(int32_t pass, int32_t row, const float* dx, int32_t from_row);  // into the state that a latent copied
+
+  // session_profile.cpp
+  void start_profile();
+  float* profile_norms(const Pass& pass, int64_t level);                 // where the norms of dx go; null: nowhere
+  void profile_sum(const Pass& pass, int64_t level, const Buffer& dx);  // where rows are computed again
+  void finish_profile();
 
   std::shared_ptr<Model> model;
   SessionOptions options;
@@ -157,6 +174,8 @@ struct Session::Impl {
   std::vector<Event> events;                             // training
   std::map<int64_t, std::vector<float>> collected_scores;  // per layer, of the tape; the model takes them when its backward pass is done
   RoutingFigures figures;
+  std::unique_ptr<Profile> profile;      // during backward(), with options.profile
+  GradientNorms gradient_norms;          // of the last backward()
   int64_t token_forwards = 0;
 };
 

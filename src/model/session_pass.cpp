@@ -96,6 +96,8 @@ void Session::Impl::prepare_saliency(Pass& pass) {
     }
     saliency->cu_columns.push_back(static_cast<int32_t>(saliency->columns.size()));
   }
+  const TextSpec& spec = model->spec.text;
+  saliency->last_q = pool.take(spec.layers * static_cast<int64_t>(pass.input.sequences.size()) * spec.heads * spec.head_dim);
   saliency->scores = zeros(static_cast<int64_t>(saliency->columns.size()));
   pass.saliency = std::move(saliency);
 }
@@ -166,6 +168,10 @@ void Session::Impl::run_layers(Pass& pass, Buffer& x) {
     LayerRecord record;
     decoder.forward({layer, &caches.keys_values, layer, pass.saliency.get()}, pass.rows, x, record.ordinary);
     if (router.is_routed(layer)) router.forward(layer, pass.rows, x, keep_all, record.extra);
+    if (pass.saliency) {
+      pass.saliency->lse.push_back(record.ordinary.lse->floats());
+      if (!keep_all) pass.saliency->own_lse.push_back(std::move(record.ordinary.lse));
+    }
     if (!keep_all) {
       LayerTape slim;
       if (options.training || pass.input.keep_layer_inputs) slim.input = std::move(record.ordinary.input);
@@ -173,6 +179,7 @@ void Session::Impl::run_layers(Pass& pass, Buffer& x) {
     }
     pass.layers.push_back(std::move(record));
   }
+  if (pass.saliency) decoder.saliency(caches.keys_values, pass.rows, *pass.saliency);
   const int64_t T = pass.rows.T, D = spec.hidden;
   pass.rstd = pool.take(T), pass.hidden = pool.take(T * D);
   model->backend->rms_norm(x->floats(), model->parameters.vector("model.norm.weight"), spec.eps, pass.hidden->floats(), pass.rstd->floats(), T, D);

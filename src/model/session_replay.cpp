@@ -114,12 +114,16 @@ std::vector<int32_t> Session::Impl::selected_of_rows(const ReplayStep& step) con
   return cu;
 }
 
-// Replayed tokens w_i v_i, best first, or their sum; appended to the stored rows.
-void Session::Impl::gather_blocks(ReplayStep& step) {
+// Room at the end of the stored rows for the replayed tokens w_i v_i, best first, or their sum.
+ReplayRows Session::Impl::make_blocks(const ReplayStep& step, const std::vector<int32_t>& ids, std::vector<int32_t>* candidates) {
   const int64_t D = model->spec.text.hidden, rows = step.cu_rows.back();
+  if (rows == 0) return {};
+  for (int32_t id : ids) {
+    const std::vector<int32_t>& own = sequences.at(id).pictures->visual_rows;
+    candidates->insert(candidates->end(), own.begin(), own.end());
+  }
   append_rows(stored, stored_rows, stored_capacity, D, nullptr, rows);
-  const std::vector<int32_t> cu = selected_of_rows(step);
-  model->backend->weighted_rows(visual->floats(), step.visual_rows.data(), step.weight->floats(), cu.data(), stored->floats() + step.first_row * D, rows, D);
+  return {visual->floats(), candidates->data(), step.cu_rows.data(), stored->floats() + step.first_row * D, D};
 }
 
 // F(b) = Linear(ReLU(Linear(b))) of each block, added to its rows where the preset uses it.
@@ -217,17 +221,18 @@ ReplayOutput Session::replay(const std::vector<int32_t>& ids, bool targets, bool
   Backend& backend = *s.model->backend;
   const int64_t stored_before = s.stored_rows;
   std::vector<uint8_t> used;
+  std::vector<int32_t> candidates;
   auto step = std::make_unique<ReplayStep>(s.plan_replay(ids, &used));
   ReplayOutput output;
   output.windows.resize(6 * ids.size());
-  backend.select_patches(s.options.replay.rule, step->layout(), step->saliency->floats(), used.data(), step->selected.data(), step->weight->floats(), output.windows.data());
-  for (size_t b = 0; b < ids.size(); ++b)
-    for (int32_t i = step->cu_selected[b]; i < step->cu_selected[b + 1]; ++i)
-      step->visual_rows.push_back(s.sequences.at(ids[b]).pictures->visual_rows[static_cast<size_t>(step->selected[static_cast<size_t>(i)])]);
   try {
+    const ReplayRows replayed = s.make_blocks(*step, ids, &candidates);
+    backend.select_patches(s.options.replay.rule, step->layout(), step->saliency->floats(), used.data(), step->selected.data(), step->weight->floats(), output.windows.data(), replayed.out_RC ? &replayed : nullptr);
+    for (size_t b = 0; b < ids.size(); ++b)
+      for (int32_t i = step->cu_selected[b]; i < step->cu_selected[b + 1]; ++i)
+        step->visual_rows.push_back(s.sequences.at(ids[b]).pictures->visual_rows[static_cast<size_t>(step->selected[static_cast<size_t>(i)])]);
     const std::vector<CropPatches> list = s.crops(*step, ids, output.windows, &output.boxes);
     if (!step->blocks.empty()) {
-      s.gather_blocks(*step);
       if (targets || (s.options.replay.uses_token_sr() && s.options.replay.sr_added)) s.super_resolve(*step);
       if (targets) s.encode_targets(*step, list, saliency && s.options.training);
     }

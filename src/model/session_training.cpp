@@ -125,7 +125,8 @@ void Session::Impl::backward_pass(Pass& pass, float penalty) {
   if (!pass.dhidden) pass.dhidden = zeros(T * D);
   Buffer dx = pool.take(T * D);
   model->backend->rms_norm_grad(pass.dhidden->floats(), pass.final->floats(), model->parameters.vector("model.norm.weight"), pass.rstd->floats(), dx->floats(),
-                                model->parameters.gradient("model.norm.weight"), T, D, false);
+                                model->parameters.gradient("model.norm.weight"), profile_norms(pass, spec.layers), T, D, false);
+  profile_sum(pass, spec.layers, dx);
   for (int64_t layer = spec.layers - 1; layer >= 0; --layer) {
     LayerRecord& record = pass.layers[static_cast<size_t>(layer)];
     if (options.recompute) {
@@ -134,7 +135,8 @@ void Session::Impl::backward_pass(Pass& pass, float penalty) {
       if (!record.extra.empty()) router.forward(layer, pass.rows, x, true, record.extra);
     }
     if (!record.extra.empty()) router.backward(layer, record.extra, 2 * penalty, dx);
-    decoder.backward({layer, &caches.keys_values, layer, pass.saliency.get()}, pass.rows, record.ordinary, dx);
+    decoder.backward({layer, &caches.keys_values, layer, pass.saliency.get()}, pass.rows, record.ordinary, dx, profile_norms(pass, layer));
+    profile_sum(pass, layer, dx);
     record = LayerRecord{};
   }
   backward_embed(pass, dx->floats());
@@ -149,6 +151,8 @@ void Session::backward(float router_penalty) {
     Impl& s;
     ~Spend() { s.drop_tape(); }
   } spend{s};
+  s.gradient_norms = GradientNorms{};
+  if (s.options.profile) s.start_profile();
   s.caches.zero_gradients();
   const int64_t width = s.model->spec.vision.out_width;
   s.visual_gradient.reset();
@@ -169,6 +173,7 @@ void Session::backward(float router_penalty) {
   }
   for (auto picture = s.pictures.rbegin(); picture != s.pictures.rend(); ++picture)
     s.vision.backward(picture->second, s.visual_gradient->floats() + picture->first * width);
+  if (s.options.profile) s.finish_profile();
   for (auto& [layer, scores] : s.collected_scores) {  // a tape that is given up moves no threshold
     std::vector<float>& all = s.model->router_scores[layer];
     all.insert(all.end(), scores.begin(), scores.end());

@@ -14,8 +14,9 @@ const char* isa_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Is
 Napi::Value build_info(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     const auto environment = Environment::of(info.Env());
-    Napi::Array backends = Napi::Array::New(info.Env(), 1);
+    Napi::Array backends = Napi::Array::New(info.Env());
     backends.Set(uint32_t{0}, "cpu");
+    if (has_cuda_code()) backends.Set(uint32_t{1}, "cuda");
     Napi::Object result = Napi::Object::New(info.Env());
     result.Set("version", PLUMBLINE_VERSION);
     result.Set("backends", backends);
@@ -27,8 +28,35 @@ Napi::Value build_info(const Napi::CallbackInfo& info) {
   });
 }
 
+// What the probe found. Asking starts the device's runtime: not on import.
+Napi::Value cuda_device(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const auto environment = Environment::of(info.Env());
+    const CudaDevice& device = environment->cuda_device();
+    const DeviceCounters counters = environment->counters();
+    Napi::Object result = Napi::Object::New(info.Env());
+    result.Set("isBuilt", device.is_built);
+    result.Set("isUsable", device.is_usable);
+    result.Set("reason", device.reason);
+    result.Set("name", device.name);
+    result.Set("capability", std::to_string(device.major) + "." + std::to_string(device.minor));
+    result.Set("multiprocessors", device.multiprocessors);
+    result.Set("driverVersion", device.driver_version);
+    result.Set("runtimeVersion", device.runtime_version);
+    result.Set("memoryBytes", static_cast<double>(device.memory_bytes));
+    result.Set("freeBytes", static_cast<double>(device.free_bytes));
+    result.Set("launches", static_cast<double>(counters.launches));
+    result.Set("downloads", static_cast<double>(counters.downloads));
+    return result;
+  });
+}
+
 void set_threads(const Napi::CallbackInfo& info) {
   guarded(info.Env(), [&] { Environment::of(info.Env())->set_threads(static_cast<int32_t>(Argument("setThreads", "count", info[0]).integer(1, kMaxThreads))); });
+}
+
+void set_device(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] { Environment::of(info.Env())->set_device(read_device_name(Argument("setDevice", "device", info[0]))); });
 }
 
 void set_gemm(const Napi::CallbackInfo& info) {
@@ -70,13 +98,18 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   export_routing_ops(env, ops);
   export_routed_row_ops(env, ops);
   export_ragged_ops(env, ops);
+  export_ragged_attention_ops(env, ops);
+  export_grad_norm_ops(env, ops);
+  export_spectra_ops(env, ops);
   exports.Set("CancelToken", CancelToken::define(env));
   exports.Set("Model", ModelBinding::define(env));
   exports.Set("Session", SessionBinding::define(env));
   exports.Set("Tensor", TensorBinding::define(env));
   exports.Set("ops", ops);
   exports.Set("buildInfo", Napi::Function::New<build_info>(env, "buildInfo"));
+  exports.Set("cudaDevice", Napi::Function::New<cuda_device>(env, "cudaDevice"));
   exports.Set("setThreads", Napi::Function::New<set_threads>(env, "setThreads"));
+  exports.Set("setDevice", Napi::Function::New<set_device>(env, "setDevice"));
   exports.Set("setGemm", Napi::Function::New<set_gemm>(env, "setGemm"));
   exports.Set("setIsa", Napi::Function::New<set_isa>(env, "setIsa"));
   exports.Set("liveObjects", Napi::Function::New<live_objects>(env, "liveObjects"));

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "bind_ops.h"
+#include "staged.h"
 
 namespace plumbline {
 namespace {
@@ -31,11 +32,12 @@ Napi::Value swiglu(const Napi::CallbackInfo& info) {
     const Arguments arguments("swiglu", info);
     std::vector<float> gate = arguments.at(0, "gate").f32();
     std::vector<float> up = arguments.at(1, "up").f32(size_of(gate));
-    return submit_op(info, arguments.at(2, "token"), [gate = std::move(gate), up = std::move(up)](CpuBackend& backend, const CancelFlag&) {
-      const std::vector<float> joined = join(gate, up);
-      std::vector<float> out(gate.size());
+    return submit_op(info, arguments.at(2, "token"), [gate = std::move(gate), up = std::move(up)](Backend& backend, const CancelFlag&) {
+      const std::vector<float> together = join(gate, up);
+      const Staged<float> joined(backend, together);
+      Made out(backend, gate.size());
       for_rows(size_of(gate), [&](int64_t first, int64_t rows, int64_t width) { backend.swiglu(joined.data() + 2 * first, out.data() + first, rows, width); });
-      return reply_array(std::move(out));
+      return reply_array(out.take());
     });
   });
 }
@@ -46,11 +48,16 @@ Napi::Value swiglu_grad(const Napi::CallbackInfo& info) {
     std::vector<float> gate = arguments.at(0, "gate").f32();
     std::vector<float> up = arguments.at(1, "up").f32(size_of(gate));
     std::vector<float> dout = arguments.at(2, "dout").f32(size_of(gate));
-    return submit_op(info, arguments.at(3, "token"), [gate = std::move(gate), up = std::move(up), dout = std::move(dout)](CpuBackend& backend, const CancelFlag&) {
-      const std::vector<float> joined = join(gate, up);
-      std::vector<float> djoined(joined.size()), dgate(gate.size()), dup(gate.size());
+    return submit_op(info, arguments.at(3, "token"), [gate = std::move(gate), up = std::move(up), dout = std::move(dout)](Backend& backend, const CancelFlag&) {
+      const std::vector<float> together = join(gate, up);
+      const Staged<float> joined(backend, together), dresult(backend, dout);
+      Made made(backend, together.size());
       for_rows(size_of(gate), [&](int64_t first, int64_t rows, int64_t width) {
-        backend.swiglu_grad(joined.data() + 2 * first, dout.data() + first, djoined.data() + 2 * first, rows, width);
+        backend.swiglu_grad(joined.data() + 2 * first, dresult.data() + first, made.data() + 2 * first, rows, width);
+      });
+      const std::vector<float> djoined = made.take();
+      std::vector<float> dgate(gate.size()), dup(gate.size());
+      for_rows(size_of(gate), [&](int64_t first, int64_t rows, int64_t width) {
         for (int64_t row = 0; row < rows; ++row) {
           const float* from = djoined.data() + 2 * (first + row * width);
           std::copy_n(from, width, dgate.data() + first + row * width);
@@ -72,10 +79,11 @@ Napi::Value activation(const Napi::CallbackInfo& info) {
     const Arguments arguments("activation", info);
     const Activation kind = read_kind(arguments.at(0, "kind"));
     std::vector<float> x = arguments.at(1, "x").f32();
-    return submit_op(info, arguments.at(2, "token"), [kind, x = std::move(x)](CpuBackend& backend, const CancelFlag&) {
-      std::vector<float> y(x.size());
-      backend.activate(kind, x.data(), y.data(), size_of(x));
-      return reply_array(std::move(y));
+    return submit_op(info, arguments.at(2, "token"), [kind, x = std::move(x)](Backend& backend, const CancelFlag&) {
+      const Staged<float> in(backend, x);
+      Made y(backend, x.size());
+      backend.activate(kind, in.data(), y.data(), size_of(x));
+      return reply_array(y.take());
     });
   });
 }
@@ -86,10 +94,11 @@ Napi::Value activation_grad(const Napi::CallbackInfo& info) {
     const Activation kind = read_kind(arguments.at(0, "kind"));
     std::vector<float> x = arguments.at(1, "x").f32();
     std::vector<float> dout = arguments.at(2, "dout").f32(size_of(x));
-    return submit_op(info, arguments.at(3, "token"), [kind, x = std::move(x), dout = std::move(dout)](CpuBackend& backend, const CancelFlag&) {
-      std::vector<float> dx(x.size());
-      backend.activate_grad(kind, x.data(), dout.data(), dx.data(), size_of(x));
-      return reply_array(std::move(dx));
+    return submit_op(info, arguments.at(3, "token"), [kind, x = std::move(x), dout = std::move(dout)](Backend& backend, const CancelFlag&) {
+      const Staged<float> in(backend, x), dresult(backend, dout);
+      Made dx(backend, x.size());
+      backend.activate_grad(kind, in.data(), dresult.data(), dx.data(), size_of(x));
+      return reply_array(dx.take());
     });
   });
 }

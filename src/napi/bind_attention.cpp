@@ -3,6 +3,7 @@
 #include "../model/rotary_table.h"
 #include "bind_ops.h"
 #include "contiguous_pages.h"
+#include "staged.h"
 
 namespace plumbline {
 namespace {
@@ -47,12 +48,13 @@ Napi::Value attention(const Napi::CallbackInfo& info) {
   return promised(info.Env(), [&] {
     const Arguments arguments("attention", info);
     AttentionInput input = read_attention(arguments.at(0, "input"));
-    return submit_op(info, arguments.at(1, "token"), [input = std::move(input)](CpuBackend& backend, const CancelFlag&) {
+    return submit_op(info, arguments.at(1, "token"), [input = std::move(input)](Backend& backend, const CancelFlag&) {
       const AttentionShape shape = input.shape();
-      const ContiguousPages pages(input.cu_k, shape.Hkv, shape.d, input.k.data(), input.v.data());
-      std::vector<float> out(input.q.size()), lse(input.q.size() / count(shape.d));
-      backend.attention(shape, input.q.data(), pages.pages(), out.data(), lse.data());
-      return reply_arrays(std::make_pair("out", std::move(out)), std::make_pair("lse", std::move(lse)));
+      const Staged<float> q(backend, input.q), k(backend, input.k), v(backend, input.v);
+      const ContiguousPages pages(input.cu_k, shape.Hkv, shape.d, k.data(), v.data());
+      Made out(backend, input.q.size()), lse(backend, input.q.size() / count(shape.d));
+      backend.attention(shape, q.data(), pages.pages(), out.data(), lse.data());
+      return reply_arrays(std::make_pair("out", out.take()), std::make_pair("lse", lse.take()));
     });
   });
 }
@@ -62,14 +64,15 @@ Napi::Value attention_grad(const Napi::CallbackInfo& info) {
     const Arguments arguments("attentionGrad", info);
     AttentionInput input = read_attention(arguments.at(0, "input"));
     std::vector<float> dout = arguments.at(1, "dout").f32(size_of(input.q));
-    return submit_op(info, arguments.at(2, "token"), [input = std::move(input), dout = std::move(dout)](CpuBackend& backend, const CancelFlag&) {
+    return submit_op(info, arguments.at(2, "token"), [input = std::move(input), dout = std::move(dout)](Backend& backend, const CancelFlag&) {
       const AttentionShape shape = input.shape();
-      const ContiguousPages pages(input.cu_k, shape.Hkv, shape.d, input.k.data(), input.v.data());
-      std::vector<float> out(input.q.size()), lse(input.q.size() / count(shape.d)), dq(input.q.size()), dk(input.k.size()), dv(input.v.size());
+      const Staged<float> q(backend, input.q), k(backend, input.k), v(backend, input.v), dresult(backend, dout);
+      const ContiguousPages pages(input.cu_k, shape.Hkv, shape.d, k.data(), v.data());
+      Made out(backend, input.q.size()), lse(backend, input.q.size() / count(shape.d)), dq(backend, input.q.size()), dk(backend, input.k.size()), dv(backend, input.v.size());
       const ContiguousPages gradients(input.cu_k, shape.Hkv, shape.d, dk.data(), dv.data());
-      backend.attention(shape, input.q.data(), pages.pages(), out.data(), lse.data());
-      backend.attention_grad(shape, input.q.data(), pages.pages(), out.data(), lse.data(), dout.data(), dq.data(), gradients.k(), gradients.v());
-      return reply_arrays(std::make_pair("dq", std::move(dq)), std::make_pair("dk", std::move(dk)), std::make_pair("dv", std::move(dv)));
+      backend.attention(shape, q.data(), pages.pages(), out.data(), lse.data());
+      backend.attention_grad(shape, q.data(), pages.pages(), out.data(), lse.data(), dresult.data(), dq.data(), gradients.k(), gradients.v());
+      return reply_arrays(std::make_pair("dq", dq.take()), std::make_pair("dk", dk.take()), std::make_pair("dv", dv.take()));
     });
   });
 }
@@ -94,11 +97,13 @@ Napi::Value mrope(const Napi::CallbackInfo& info) {
     for (int32_t position : positions)
       require(position >= 0 && position < kMaxPosition, "ERR_RANGE", "[mrope] Expected positions in 0.." + std::to_string(kMaxPosition - 1) + " but received " + std::to_string(position));
     const std::array<int32_t, 3> sections{section[0], section[1], section[2]};
-    return submit_op(info, arguments.at(7, "token"), [x = std::move(x), positions = std::move(positions), sections, heads, d, theta, inverse, T](CpuBackend& backend, const CancelFlag&) mutable {
+    return submit_op(info, arguments.at(7, "token"), [x = std::move(x), positions = std::move(positions), sections, heads, d, theta, inverse, T](Backend& backend, const CancelFlag&) mutable {
       std::vector<float> cos(count(T * (d / 2))), sin(cos.size());
       text_rotary_table(positions.data(), T, sections, d, theta, cos.data(), sin.data());
-      backend.rotary(x.data(), heads * d, static_cast<int32_t>(heads), static_cast<int32_t>(d), cos.data(), sin.data(), T, inverse);
-      return reply_array(std::move(x));
+      const Staged<float> cosines(backend, cos), sines(backend, sin);
+      Made turned(backend, std::move(x));
+      backend.rotary(turned.data(), heads * d, static_cast<int32_t>(heads), static_cast<int32_t>(d), cosines.data(), sines.data(), T, inverse);
+      return reply_array(turned.take());
     });
   });
 }

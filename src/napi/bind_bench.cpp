@@ -1,8 +1,6 @@
 // Timing loops for `npm run bench`, on the job thread, so that Node's overhead does not enter. Each returns seconds per repeat;
-// fma_peak returns GFLOP/s per repeat, gemm_time the backend's counters.
-#include <chrono>
-
-#include "../model/memory.h"
+// fma_peak returns GFLOP/s per repeat, gemm_time the backend's counters, the row operations see bench_loops.h.
+#include "bench_loops.h"
 #include "bind_ops.h"
 #include "contiguous_pages.h"
 
@@ -12,34 +10,6 @@ namespace {
 constexpr int64_t kMaxSize = int64_t{1} << 40, kMaxRepeats = 1000000;
 constexpr int64_t kChains = 12;
 constexpr int64_t kFmaRounds = 4'000'000;  // about 10 ms per thread: long beside waking a thread
-
-using Sizes = std::vector<int64_t>;
-
-double seconds_of(const std::function<void()>& body) {
-  const auto start = std::chrono::steady_clock::now();
-  body();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-std::vector<double> repeat(int64_t repeats, const CancelFlag& flag, const std::function<void()>& body) {
-  std::vector<double> seconds;
-  for (int64_t i = 0; i < repeats; ++i) {
-    if (flag.is_set()) throw Cancelled{};
-    seconds.push_back(seconds_of(body));
-  }
-  return seconds;
-}
-
-// Numbers in [-0.5, 0.5) of a linear congruential generator: no denormals, no special values.
-std::vector<float> noise(int64_t size) {
-  std::vector<float> values(count(size));
-  uint32_t state = 1;
-  for (float& value : values) {
-    state = state * 1664525u + 1013904223u;
-    value = static_cast<float>(state >> 8) * 0x1p-24f - 0.5f;
-  }
-  return values;
-}
 
 std::vector<double> bench_linear(CpuBackend& backend, const Sizes& s, int64_t repeats, const CancelFlag& flag, bool is_gradient) {
   const int64_t M = s[0], N = s[1], K = s[2];
@@ -70,39 +40,6 @@ std::vector<double> bench_attention(CpuBackend& backend, const Sizes& s, int64_t
   return repeat(repeats, flag, [&] {
     if (!is_gradient) return backend.attention(shape, q.data(), pages.pages(), out.data(), lse.data());
     backend.attention_grad(shape, q.data(), pages.pages(), out.data(), lse.data(), out.data(), dq.data(), gradients.k(), gradients.v());
-  });
-}
-
-// One thread's part of the reading roof: eight streams side by side, as many as the hardware prefetchers of one core follow. One
-// stream alone reads a fifth less (Zen 3), which would flatter everything that is divided by it.
-float read_streams(const float* data, int64_t floats) {
-  typedef float wide __attribute__((vector_size(32)));
-  constexpr int64_t kStreams = 8, kWide = 8;
-  const int64_t length = floats / kStreams / (2 * kWide) * (2 * kWide);
-  wide sum[2 * kStreams] = {};
-  for (int64_t i = 0; i < length; i += 2 * kWide)
-    for (int64_t stream = 0; stream < kStreams; ++stream) {
-      wide first, second;
-      std::memcpy(&first, data + stream * length + i, sizeof(wide));
-      std::memcpy(&second, data + stream * length + i + kWide, sizeof(wide));
-      sum[2 * stream] += first, sum[2 * stream + 1] += second;
-    }
-  wide total = {};
-  for (const wide& part : sum) total += part;
-  float result = 0;
-  for (int64_t lane = 0; lane < kWide; ++lane) result += total[lane];
-  return result;
-}
-
-std::vector<double> bench_read(CpuBackend& backend, const Sizes& s, int64_t repeats, const CancelFlag& flag) {
-  const Block block(backend, static_cast<size_t>(s[0]));  // the backend's own memory: weights lie on huge pages, so must this
-  const int64_t parts = 4 * backend.threads(), length = s[0] / 4 / parts;
-  backend.fill(block.floats(), 1.0f, s[0] / 4);
-  std::vector<float> sums(static_cast<size_t>(parts));
-  volatile float sink = 0;
-  return repeat(repeats, flag, [&] {
-    backend.pool().parallel_for(parts, &flag, [&](int64_t part, int32_t) { sums[static_cast<size_t>(part)] = read_streams(block.floats() + part * length, length); });
-    sink = sink + sums[0];
   });
 }
 
@@ -148,7 +85,23 @@ struct Kind {
   const char* name;
   size_t sizes;
 };
-constexpr Kind kKinds[] = {{"linear", 4}, {"linear_grad", 4}, {"attention", 5}, {"attention_grad", 5}, {"read_bandwidth", 1}, {"fma_peak", 0}, {"gemm_time", 0}};
+constexpr Kind kKinds[] = {{"linear", 4},     {"linear_grad", 4}, {"attention", 5}, {"attention_grad", 5}, {"read_bandwidth", 1},  {"fma_peak", 0},      {"gemm_time", 0},         {"rms_norm", 2},
+                           {"layer_norm", 2}, {"rms_norm_grad", 3}, {"grad_norm", 4}, {"sum_squares", 3},    {"gather_rms_norm", 3}, {"gated_scatter", 3}, {"attention_saliency", 5}};
+constexpr RowKernel kRowKernels[] = {RowKernel::rms_norm,    RowKernel::layer_norm,      RowKernel::rms_norm_grad, RowKernel::grad_norm,
+                                     RowKernel::sum_squares, RowKernel::gather_rms_norm, RowKernel::gated_scatter, RowKernel::attention_saliency};
+constexpr size_t kFirstRowKernel = 7;
+
+// bf16 weights; whether norms, which dtype, whether statistics.
+bool is_choice(size_t kind, size_t i) { return (kind < 2 && i == 3) || (kind >= 9 && kind <= 11 && i >= 2); }
+
+// What the loops would read outside of, or divide by.
+void check_sizes(size_t kind, const Sizes& s) {
+  if (kind == 12 || kind == 13) require(s[1] <= s[0], "ERR_SHAPE", "[bench] Expected taken rows not to exceed rows but received " + std::to_string(s[1]) + " of " + std::to_string(s[0]));
+  if (kind == 14)
+    require(s[1] % s[2] == 0 && s[4] <= s[0], "ERR_SHAPE",
+            "[bench] Expected heads to be a multiple of kvHeads and columns not to exceed the keys but received " + std::to_string(s[1]) + ", " + std::to_string(s[2]) + " and " + std::to_string(s[4]) +
+                " of " + std::to_string(s[0]));
+}
 
 std::vector<double> run(size_t kind, CpuBackend& backend, const Sizes& sizes, int64_t repeats, const CancelFlag& flag) {
   switch (kind) {
@@ -158,7 +111,8 @@ std::vector<double> run(size_t kind, CpuBackend& backend, const Sizes& sizes, in
     case 3: return bench_attention(backend, sizes, repeats, flag, true);
     case 4: return bench_read(backend, sizes, repeats, flag);
     case 5: return bench_fma(backend, repeats, flag);
-    default: return {backend.gemm_seconds(), backend.gemm_flops()};
+    case 6: return {backend.gemm_seconds(), backend.gemm_flops()};
+    default: return bench_rows(kRowKernels[kind - kFirstRowKernel], backend, sizes, repeats, flag);
   }
 }
 
@@ -167,15 +121,20 @@ std::vector<double> run(size_t kind, CpuBackend& backend, const Sizes& sizes, in
 Napi::Value bench(const Napi::CallbackInfo& info) {
   return promised(info.Env(), [&] {
     const Arguments arguments("bench", info);
-    const size_t kind = arguments.at(0, "name").choice({"linear", "linear_grad", "attention", "attention_grad", "read_bandwidth", "fma_peak", "gemm_time"});
+    const size_t kind = arguments.at(0, "name").choice({"linear", "linear_grad", "attention", "attention_grad", "read_bandwidth", "fma_peak", "gemm_time", "rms_norm", "layer_norm",
+                                                         "rms_norm_grad", "grad_norm", "sum_squares", "gather_rms_norm", "gated_scatter", "attention_saliency"});
     Sizes sizes;
     const std::vector<Argument> given = arguments.at(1, "sizes").elements(8);
     require(given.size() == kKinds[kind].sizes, "ERR_SHAPE",
             std::string("[bench] Expected sizes of ") + kKinds[kind].name + " to have " + std::to_string(kKinds[kind].sizes) + " elements but received " + std::to_string(given.size()));
     const bool is_bytes = kind == 4;
-    for (size_t i = 0; i < given.size(); ++i) sizes.push_back(given[i].integer(kind < 2 && i == 3 ? 0 : 1, is_bytes ? kMaxSize : int64_t{1} << 20));
+    for (size_t i = 0; i < given.size(); ++i) sizes.push_back(given[i].integer(is_choice(kind, i) ? 0 : 1, is_bytes ? kMaxSize : int64_t{1} << 20));
+    check_sizes(kind, sizes);
     const int64_t repeats = arguments.at(2, "repeats").integer(1, kMaxRepeats);
-    return submit_op(info, arguments.at(3, "token"), [kind, sizes, repeats](CpuBackend& backend, const CancelFlag& flag) { return reply_array(run(kind, backend, sizes, repeats, flag)); });
+    const auto environment = Environment::of(info.Env());
+    const std::shared_ptr<CpuBackend> cpu = environment->cpu();
+    return environment->submit(info.Env(), read_token(arguments.at(3, "token")), nullptr, cpu,
+                               [cpu, kind, sizes, repeats](Backend&, const CancelFlag& flag) { return reply_array(run(kind, *cpu, sizes, repeats, flag)); });
   });
 }
 

@@ -1,4 +1,5 @@
 #include "bind_ops.h"
+#include "staged.h"
 
 namespace plumbline {
 namespace {
@@ -15,7 +16,7 @@ Napi::Value resize(const Napi::CallbackInfo& info) {
     const int64_t pixels = height * width, channels = static_cast<int64_t>(image.size()) / pixels;
     require(channels >= 1 && channels <= 4 && static_cast<int64_t>(image.size()) == pixels * channels, "ERR_SHAPE",
             "[resize] Expected image to have 1 to 4 times height * width = " + std::to_string(pixels) + " bytes but received " + std::to_string(image.size()));
-    return submit_op(info, arguments.at(6, "token"), [=, image = std::move(image)](CpuBackend& backend, const CancelFlag&) {
+    return submit_op(info, arguments.at(6, "token"), [=, image = std::move(image)](Backend& backend, const CancelFlag&) {
       std::vector<uint8_t> resized(count(to_height * to_width * channels));
       backend.resize(image.data(), static_cast<int32_t>(height), static_cast<int32_t>(width), static_cast<int32_t>(channels), resized.data(), static_cast<int32_t>(to_height),
                      static_cast<int32_t>(to_width), filter);
@@ -34,12 +35,12 @@ Napi::Value patch_rows(const Napi::CallbackInfo& info) {
             "[patchRows] Expected height and width to be multiples of patch * merge = " + std::to_string(patch * merge) + " but received " + std::to_string(height) + " x " + std::to_string(width));
     std::vector<uint8_t> pixels = arguments.at(0, "frames").u8(frames * height * width * 3);
     std::vector<float> mean = arguments.at(7, "mean").f32(3), deviation = arguments.at(8, "std").f32(3);
-    return submit_op(info, arguments.at(9, "token"), [=, pixels = std::move(pixels)](CpuBackend& backend, const CancelFlag&) {
+    return submit_op(info, arguments.at(9, "token"), [=, pixels = std::move(pixels)](Backend& backend, const CancelFlag&) {
       const int64_t groups = (frames + temporal - 1) / temporal;
-      std::vector<float> rows(count(groups * temporal * height * width * 3));
+      Made rows(backend, count(groups * temporal * height * width * 3));
       backend.patch_rows(pixels.data(), static_cast<int32_t>(frames), static_cast<int32_t>(height), static_cast<int32_t>(width), static_cast<int32_t>(patch), static_cast<int32_t>(merge),
                          static_cast<int32_t>(temporal), mean.data(), deviation.data(), rows.data());
-      return reply_array(std::move(rows));
+      return reply_array(rows.take());
     });
   });
 }

@@ -1,4 +1,5 @@
 #include "bind_ops.h"
+#include "staged.h"
 
 namespace plumbline {
 namespace {
@@ -10,10 +11,21 @@ struct LinearInput {
   std::vector<uint16_t> w_bf16;
   bool is_bf16 = false;
   int64_t M, N, K;
+};
+
+// The weight where the backend can reach it.
+class StagedWeight {
+ public:
+  StagedWeight(Backend& backend, const LinearInput& input) : f32_(backend, input.w), bf16_(backend, input.w_bf16), input_(input) {}
   Weight weight() const {
-    if (is_bf16) return Weight{w_bf16.data(), DType::bf16, N, K};
-    return Weight{w.data(), DType::f32, N, K};
+    if (input_.is_bf16) return Weight{bf16_.data(), DType::bf16, input_.N, input_.K};
+    return Weight{f32_.data(), DType::f32, input_.N, input_.K};
   }
+
+ private:
+  Staged<float> f32_;
+  Staged<uint16_t> bf16_;
+  const LinearInput& input_;
 };
 
 // x, w, then bias (linear) or dout (linearGrad), then m, n, k.
@@ -36,10 +48,12 @@ Napi::Value linear(const Napi::CallbackInfo& info) {
   return promised(info.Env(), [&] {
     const Arguments arguments("linear", info);
     LinearInput input = read_linear(arguments, false);
-    return submit_op(info, arguments.at(6, "token"), [input = std::move(input)](CpuBackend& backend, const CancelFlag&) {
-      std::vector<float> y(count(input.M * input.N));
-      if (input.M > 0) backend.linear(input.x.data(), input.weight(), input.bias.empty() ? nullptr : input.bias.data(), y.data(), input.M, false);
-      return reply_array(std::move(y));
+    return submit_op(info, arguments.at(6, "token"), [input = std::move(input)](Backend& backend, const CancelFlag&) {
+      const Staged<float> x(backend, input.x), bias(backend, input.bias);
+      const StagedWeight w(backend, input);
+      Made y(backend, count(input.M * input.N));
+      if (input.M > 0) backend.linear(x.data(), w.weight(), input.bias.empty() ? nullptr : bias.data(), y.data(), input.M, false);
+      return reply_array(y.take());
     });
   });
 }
@@ -48,13 +62,15 @@ Napi::Value linear_grad(const Napi::CallbackInfo& info) {
   return promised(info.Env(), [&] {
     const Arguments arguments("linearGrad", info);
     LinearInput input = read_linear(arguments, true);
-    return submit_op(info, arguments.at(6, "token"), [input = std::move(input)](CpuBackend& backend, const CancelFlag&) {
-      std::vector<float> dx(input.x.size()), dw(count(input.N * input.K)), dbias(count(input.N));
+    return submit_op(info, arguments.at(6, "token"), [input = std::move(input)](Backend& backend, const CancelFlag&) {
+      const Staged<float> x(backend, input.x), dout(backend, input.dout);
+      const StagedWeight w(backend, input);
+      Made dx(backend, input.x.size()), dw(backend, count(input.N * input.K)), dbias(backend, count(input.N));
       if (input.M > 0) {
-        backend.linear_grad_input(input.dout.data(), input.weight(), dx.data(), input.M, false);
-        backend.linear_grad_weight(input.dout.data(), input.x.data(), dw.data(), dbias.data(), input.M, input.N, input.K);
+        backend.linear_grad_input(dout.data(), w.weight(), dx.data(), input.M, false);
+        backend.linear_grad_weight(dout.data(), x.data(), dw.data(), dbias.data(), input.M, input.N, input.K);
       }
-      return reply_arrays(std::make_pair("dx", std::move(dx)), std::make_pair("dw", std::move(dw)), std::make_pair("dbias", std::move(dbias)));
+      return reply_arrays(std::make_pair("dx", dx.take()), std::make_pair("dw", dw.take()), std::make_pair("dbias", dbias.take()));
     });
   });
 }
@@ -72,11 +88,11 @@ Napi::Value cross_entropy(const Napi::CallbackInfo& info) {
     for (size_t r = 0; r < targets.size(); ++r)
       require(targets[r] == -100 || (targets[r] >= 0 && targets[r] < V), "ERR_RANGE",
               "[crossEntropy] Expected targets in 0.." + std::to_string(V - 1) + " or -100 but received " + std::to_string(targets[r]) + " at " + std::to_string(r));
-    return submit_op(info, arguments.at(3, "token"), [logits = std::move(logits), targets = std::move(targets), scale, R, V](CpuBackend& backend, const CancelFlag&) mutable {
-      std::vector<float> losses(count(R));
+    return submit_op(info, arguments.at(3, "token"), [logits = std::move(logits), targets = std::move(targets), scale, R, V](Backend& backend, const CancelFlag&) mutable {
+      Made losses(backend, count(R)), dlogits(backend, std::move(logits));
       std::vector<int32_t> argmax(count(R));
-      if (R > 0) backend.cross_entropy(logits.data(), targets.data(), scale, losses.data(), argmax.data(), logits.data(), R, V);
-      return reply_arrays(std::make_pair("losses", std::move(losses)), std::make_pair("argmax", std::move(argmax)), std::make_pair("dlogits", std::move(logits)));
+      if (R > 0) backend.cross_entropy(dlogits.data(), targets.data(), scale, losses.data(), argmax.data(), dlogits.data(), R, V);
+      return reply_arrays(std::make_pair("losses", losses.take()), std::make_pair("argmax", std::move(argmax)), std::make_pair("dlogits", dlogits.take()));
     });
   });
 }

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "../model/gradient_spectra.h"
 #include "cancel_token.h"
 #include "checkpoint_file.h"
 #include "read_spec.h"
@@ -27,14 +28,14 @@ Napi::Function ModelBinding::define(Napi::Env env) {
                       InstanceMethod<&ModelBinding::write_parameter>("writeParameter"), InstanceMethod<&ModelBinding::initialize>("initialize"),
                       InstanceMethod<&ModelBinding::enable_training>("enableTraining"), InstanceMethod<&ModelBinding::zero_gradients>("zeroGradients"),
                       InstanceMethod<&ModelBinding::optimizer_step>("optimizerStep"), InstanceMethod<&ModelBinding::gradient_norm>("gradientNorm"),
-                      InstanceMethod<&ModelBinding::update_thresholds>("updateThresholds"),
+                      InstanceMethod<&ModelBinding::update_thresholds>("updateThresholds"), InstanceMethod<&ModelBinding::gradient_spectra>("gradientSpectra"),
                       InstanceMethod<&ModelBinding::dispose>("dispose")});
 }
 
 ModelBinding::ModelBinding(const Napi::CallbackInfo& info) : ObjectWrap(info), environment_(Environment::of(info.Env())) {
   guarded(info.Env(), [&] {
     const ModelSpec spec = read_model_spec(Argument("Model", "spec", info[0]));
-    model_ = std::make_shared<Model>(environment_->backend(), spec);
+    model_ = std::make_shared<Model>(environment_->backend(read_device_name(Argument("Model", "device", info[1]))), spec);
     for (const Parameter& p : model_->parameters.all()) infos_.push_back({p.name, p.shape, p.dtype == DType::bf16, p.trainable, p.size});
     account_->now = static_cast<int64_t>(model_->parameters.bytes());
     info.This().As<Napi::Object>().TypeTag(&kModelTag);
@@ -71,7 +72,8 @@ ModelBinding::Info& ModelBinding::info_of(const Argument& argument) {
 }
 
 Napi::Value ModelBinding::submit(Napi::Env env, const char* op, std::shared_ptr<CancelFlag> cancel, ModelWork work) {
-  return environment_->submit(env, std::move(cancel), account_, [model = living(op), account = account_, work = std::move(work)](CpuBackend&, const CancelFlag& flag) {
+  const std::shared_ptr<Model> alive = living(op);
+  return environment_->submit(env, std::move(cancel), account_, alive->backend, [model = alive, account = account_, work = std::move(work)](Backend&, const CancelFlag& flag) {
     struct Recount {  // also after a failure
       Model& model;
       Account& account;
@@ -243,6 +245,17 @@ Napi::Value ModelBinding::optimizer_step(const Napi::CallbackInfo& info) {
 Napi::Value ModelBinding::gradient_norm(const Napi::CallbackInfo& info) {
   return promised(info.Env(), [&] {
     return submit(info.Env(), "gradientNorm", nullptr, [](Model& model, const CancelFlag&) { return reply_number(model.parameters.gradient_norm()); });
+  });
+}
+
+Napi::Value ModelBinding::gradient_spectra(const Napi::CallbackInfo& info) {
+  return promised(info.Env(), [&] {
+    const Arguments arguments("gradientSpectra", info);
+    living("gradientSpectra");
+    std::vector<std::string> names;
+    for (const Argument& name : arguments.at(0, "names").elements(1u << 20)) names.push_back(info_of(name).name);
+    const auto token = read_token(arguments.at(1, "token"));
+    return submit(info.Env(), "gradientSpectra", token, [names = std::move(names)](Model& model, const CancelFlag&) { return reply_array(plumbline::gradient_spectra(model, names)); });
   });
 }
 

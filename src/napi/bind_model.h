@@ -37,6 +37,7 @@ class ModelBinding : public Napi::ObjectWrap<ModelBinding> {
   Napi::Value zero_gradients(const Napi::CallbackInfo& info);
   Napi::Value optimizer_step(const Napi::CallbackInfo& info);
   Napi::Value gradient_norm(const Napi::CallbackInfo& info);
+  Napi::Value gradient_spectra(const Napi::CallbackInfo& info);
   Napi::Value update_thresholds(const Napi::CallbackInfo& info);
   void dispose(const Napi::CallbackInfo& info) { release(info.Env()); }
 

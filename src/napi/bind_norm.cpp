@@ -1,4 +1,5 @@
 #include "bind_ops.h"
+#include "staged.h"
 
 namespace plumbline {
 namespace {
@@ -27,10 +28,11 @@ Napi::Value rms_norm(const Napi::CallbackInfo& info) {
   return promised(info.Env(), [&] {
     const Arguments arguments("rmsNorm", info);
     NormInput input = read_norm(arguments, "rmsNorm", false, false);
-    return submit_op(info, arguments.at(3, "token"), [input = std::move(input)](CpuBackend& backend, const CancelFlag&) {
-      std::vector<float> y(input.x.size()), rstd(count(input.T));
-      backend.rms_norm(input.x.data(), input.weight.data(), input.eps, y.data(), rstd.data(), input.T, input.C);
-      return reply_array(std::move(y));
+    return submit_op(info, arguments.at(3, "token"), [input = std::move(input)](Backend& backend, const CancelFlag&) {
+      const Staged<float> x(backend, input.x), weight(backend, input.weight);
+      Made y(backend, input.x.size()), rstd(backend, count(input.T));
+      backend.rms_norm(x.data(), weight.data(), input.eps, y.data(), rstd.data(), input.T, input.C);
+      return reply_array(y.take());
     });
   });
 }
@@ -39,11 +41,12 @@ Napi::Value rms_norm_grad(const Napi::CallbackInfo& info) {
   return promised(info.Env(), [&] {
     const Arguments arguments("rmsNormGrad", info);
     NormInput input = read_norm(arguments, "rmsNormGrad", false, true);
-    return submit_op(info, arguments.at(4, "token"), [input = std::move(input)](CpuBackend& backend, const CancelFlag&) {
-      std::vector<float> y(input.x.size()), rstd(count(input.T)), dx(input.x.size()), dweight(count(input.C));
-      backend.rms_norm(input.x.data(), input.weight.data(), input.eps, y.data(), rstd.data(), input.T, input.C);
-      backend.rms_norm_grad(input.dout.data(), input.x.data(), input.weight.data(), rstd.data(), dx.data(), dweight.data(), input.T, input.C, false);
-      return reply_arrays(std::make_pair("dx", std::move(dx)), std::make_pair("dweight", std::move(dweight)));
+    return submit_op(info, arguments.at(4, "token"), [input = std::move(input)](Backend& backend, const CancelFlag&) {
+      const Staged<float> x(backend, input.x), weight(backend, input.weight), dout(backend, input.dout);
+      Made y(backend, input.x.size()), rstd(backend, count(input.T)), dx(backend, input.x.size()), dweight(backend, count(input.C));
+      backend.rms_norm(x.data(), weight.data(), input.eps, y.data(), rstd.data(), input.T, input.C);
+      backend.rms_norm_grad(dout.data(), x.data(), weight.data(), rstd.data(), dx.data(), dweight.data(), nullptr, input.T, input.C, false);
+      return reply_arrays(std::make_pair("dx", dx.take()), std::make_pair("dweight", dweight.take()));
     });
   });
 }
@@ -52,10 +55,11 @@ Napi::Value layer_norm(const Napi::CallbackInfo& info) {
   return promised(info.Env(), [&] {
     const Arguments arguments("layerNorm", info);
     NormInput input = read_norm(arguments, "layerNorm", true, false);
-    return submit_op(info, arguments.at(4, "token"), [input = std::move(input)](CpuBackend& backend, const CancelFlag&) {
-      std::vector<float> y(input.x.size()), mean(count(input.T)), rstd(count(input.T));
-      backend.layer_norm(input.x.data(), input.weight.data(), input.bias.data(), input.eps, y.data(), mean.data(), rstd.data(), input.T, input.C);
-      return reply_array(std::move(y));
+    return submit_op(info, arguments.at(4, "token"), [input = std::move(input)](Backend& backend, const CancelFlag&) {
+      const Staged<float> x(backend, input.x), weight(backend, input.weight), bias(backend, input.bias);
+      Made y(backend, input.x.size()), mean(backend, count(input.T)), rstd(backend, count(input.T));
+      backend.layer_norm(x.data(), weight.data(), bias.data(), input.eps, y.data(), mean.data(), rstd.data(), input.T, input.C);
+      return reply_array(y.take());
     });
   });
 }
@@ -64,12 +68,13 @@ Napi::Value layer_norm_grad(const Napi::CallbackInfo& info) {
   return promised(info.Env(), [&] {
     const Arguments arguments("layerNormGrad", info);
     NormInput input = read_norm(arguments, "layerNormGrad", true, true);
-    return submit_op(info, arguments.at(5, "token"), [input = std::move(input)](CpuBackend& backend, const CancelFlag&) {
-      std::vector<float> y(input.x.size()), mean(count(input.T)), rstd(count(input.T));
-      std::vector<float> dx(input.x.size()), dweight(count(input.C)), dbias(count(input.C));
-      backend.layer_norm(input.x.data(), input.weight.data(), input.bias.data(), input.eps, y.data(), mean.data(), rstd.data(), input.T, input.C);
-      backend.layer_norm_grad(input.dout.data(), input.x.data(), input.weight.data(), mean.data(), rstd.data(), dx.data(), dweight.data(), dbias.data(), input.T, input.C, false);
-      return reply_arrays(std::make_pair("dx", std::move(dx)), std::make_pair("dweight", std::move(dweight)), std::make_pair("dbias", std::move(dbias)));
+    return submit_op(info, arguments.at(5, "token"), [input = std::move(input)](Backend& backend, const CancelFlag&) {
+      const Staged<float> x(backend, input.x), weight(backend, input.weight), bias(backend, input.bias), dout(backend, input.dout);
+      Made y(backend, input.x.size()), mean(backend, count(input.T)), rstd(backend, count(input.T));
+      Made dx(backend, input.x.size()), dweight(backend, count(input.C)), dbias(backend, count(input.C));
+      backend.layer_norm(x.data(), weight.data(), bias.data(), input.eps, y.data(), mean.data(), rstd.data(), input.T, input.C);
+      backend.layer_norm_grad(dout.data(), x.data(), weight.data(), mean.data(), rstd.data(), dx.data(), dweight.data(), dbias.data(), input.T, input.C, false);
+      return reply_arrays(std::make_pair("dx", dx.take()), std::make_pair("dweight", dweight.take()), std::make_pair("dbias", dbias.take()));
     });
   });
 }

@@ -19,10 +19,14 @@ void export_replay_ops(Napi::Env env, Napi::Object ops);
 void export_routing_ops(Napi::Env env, Napi::Object ops);
 void export_routed_row_ops(Napi::Env env, Napi::Object ops);
 void export_ragged_ops(Napi::Env env, Napi::Object ops);
+void export_ragged_attention_ops(Napi::Env env, Napi::Object ops);
+void export_grad_norm_ops(Napi::Env env, Napi::Object ops);
+void export_spectra_ops(Napi::Env env, Napi::Object ops);
 Napi::Value bench(const Napi::CallbackInfo& info);
 
 inline Napi::Value submit_op(const Napi::CallbackInfo& info, const Argument& token, DeviceWork work) {
-  return Environment::of(info.Env())->submit(info.Env(), read_token(token), nullptr, std::move(work));
+  const auto environment = Environment::of(info.Env());
+  return environment->submit(info.Env(), read_token(token), nullptr, environment->backend(read_device(token, environment->device())), std::move(work));
 }
 
 // Rows of `columns` elements in `elements`; ERR_SHAPE when they do not divide.

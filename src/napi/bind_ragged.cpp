@@ -35,8 +35,8 @@ Napi::Value pack_ragged(const Napi::CallbackInfo& info) {
     FloatResults results("packRagged");
     results.add(arguments.at(3, "into"), "packed", static_cast<int64_t>(rows.size()) * C);
     results.keep_apart_from(padded);
-    DeviceWork work = [=, padded = std::move(padded), rows = std::move(rows), results = std::move(results)](CpuBackend& backend, const CancelFlag&) mutable {
-      backend.copy_rows(Weight{padded.data(), DType::f32, B * S, C}, rows.data(), results.at("packed"), nullptr, static_cast<int64_t>(rows.size()));
+    DeviceWork work = [=, padded = std::move(padded), rows = std::move(rows), results = std::move(results)](Backend& backend, const CancelFlag&) mutable {
+      backend.copy_rows(Weight{padded.at(backend), DType::f32, B * S, C}, rows.data(), results.at("packed", backend), nullptr, static_cast<int64_t>(rows.size()));
       return results.reply();
     };
     return submit_op(info, arguments.at(4, "token"), std::move(work));
@@ -62,10 +62,10 @@ Napi::Value unpack_ragged(const Napi::CallbackInfo& info) {
     FloatResults results("unpackRagged");
     results.add(arguments.at(5, "into"), "padded", B * S * C);
     results.keep_apart_from(packed);
-    DeviceWork work = [=, packed = std::move(packed), rows = std::move(rows), results = std::move(results)](CpuBackend& backend, const CancelFlag&) mutable {
-      float* padded = results.at("padded");
+    DeviceWork work = [=, packed = std::move(packed), rows = std::move(rows), results = std::move(results)](Backend& backend, const CancelFlag&) mutable {
+      float* padded = results.at("padded", backend);
       if (T < B * S) backend.fill(padded, fill, B * S * C);
-      backend.copy_rows(Weight{packed.data(), DType::f32, T, C}, nullptr, padded, rows.data(), T);
+      backend.copy_rows(Weight{packed.at(backend), DType::f32, T, C}, nullptr, padded, rows.data(), T);
       return results.reply();
     };
     return submit_op(info, arguments.at(6, "token"), std::move(work));

@@ -72,9 +72,9 @@ Napi::Value coherent_window(const Napi::CallbackInfo& info) {
     FloatResults results("coherentWindow");
     results.add(arguments.at(2, "into"), "weights", input.cu_selected.back());
     results.keep_apart_from(input.scores);
-    return submit_op(info, arguments.at(3, "token"), [input = std::move(input), results = std::move(results)](CpuBackend& backend, const CancelFlag&) mutable {
+    return submit_op(info, arguments.at(3, "token"), [input = std::move(input), results = std::move(results)](Backend& backend, const CancelFlag&) mutable {
       std::vector<int32_t> selected(count(input.cu_selected.back())), windows(6 * count(input.B));
-      backend.select_patches(input.rule, input.layout(), input.scores.data(), input.used.data(), selected.data(), results.at("weights"), windows.data());
+      backend.select_patches(input.rule, input.layout(), input.scores.at(backend), input.used.data(), selected.data(), results.at("weights", backend), windows.data(), nullptr);
       return results.reply(std::make_pair("cuSelected", std::move(input.cu_selected)), std::make_pair("selected", std::move(selected)),
                            std::make_pair("windows", std::move(windows)), std::make_pair("used", std::move(input.used)));
     });
@@ -112,11 +112,11 @@ Napi::Value crop_patches(const Napi::CallbackInfo& info) {
     const int64_t pixel_bytes = int64_t{plan.to_height} * plan.to_width * 3;
     FloatResults results("cropPatches");
     results.add(arguments.at(2, "into"), "rows", pixel_bytes * plan.temporal);
-    return submit_op(info, arguments.at(3, "token"), [=, image = std::move(image), results = std::move(results)](CpuBackend& backend, const CancelFlag&) mutable {
+    return submit_op(info, arguments.at(3, "token"), [=, image = std::move(image), results = std::move(results)](Backend& backend, const CancelFlag&) mutable {
       CropPatches crop = plan;
       crop.image = image.data(), crop.mean_3 = mean.data(), crop.std_3 = deviation.data();
       std::vector<uint8_t> pixels(count(pixel_bytes));
-      backend.crop_patches(crop, results.at("rows"), pixels.data());
+      backend.crop_patches(crop, results.at("rows", backend), pixels.data());
       return results.reply(std::make_pair("pixels", std::move(pixels)));
     });
   });

@@ -54,9 +54,9 @@ Napi::Value gather_rms_norm(const Napi::CallbackInfo& info) {
     results.add(into, "y", input.n() * input.C);
     results.add(into, "rstd", input.n());
     for (const FloatInput* one : {&input.h, &input.weight, &input.step}) results.keep_apart_from(*one);
-    return submit_op(info, arguments.at(6, "token"), [input = std::move(input), results = std::move(results)](CpuBackend& backend, const CancelFlag&) mutable {
-      backend.gather_rms_norm(input.h.data(), input.rows.data(), input.step.data(), input.weight.data(), input.eps, results.at("x"), results.at("y"),
-                              results.at("rstd"), input.n(), input.C);
+    return submit_op(info, arguments.at(6, "token"), [input = std::move(input), results = std::move(results)](Backend& backend, const CancelFlag&) mutable {
+      backend.gather_rms_norm(input.h.at(backend), input.rows.data(), input.step.at(backend), input.weight.at(backend), input.eps, results.at("x", backend), results.at("y", backend),
+                              results.at("rstd", backend), input.n(), input.C, nullptr);
       return results.reply();
     });
   });
@@ -72,12 +72,13 @@ Napi::Value gather_rms_norm_grad(const Napi::CallbackInfo& info) {
     results.add(into, "dstep", input.C);
     results.add(into, "dweight", input.C);
     for (const FloatInput* one : {&input.h, &input.weight, &input.step, &input.dy}) results.keep_apart_from(*one);
-    return submit_op(info, arguments.at(7, "token"), [input = std::move(input), results = std::move(results)](CpuBackend& backend, const CancelFlag&) mutable {
+    return submit_op(info, arguments.at(7, "token"), [input = std::move(input), results = std::move(results)](Backend& backend, const CancelFlag&) mutable {
       const int64_t n = input.n(), C = input.C;
       const size_t bytes = count(n * C) * sizeof(float);
       const Block x(backend, bytes), y(backend, bytes), rstd(backend, count(n) * sizeof(float));  // y becomes dx
-      backend.gather_rms_norm(input.h.data(), input.rows.data(), input.step.data(), input.weight.data(), input.eps, x.floats(), y.floats(), rstd.floats(), n, C);
-      backend.rms_norm_grad(input.dy.data(), x.floats(), input.weight.data(), rstd.floats(), y.floats(), results.zeroed("dweight", backend), n, C, false);
+      backend.gather_rms_norm(input.h.at(backend), input.rows.data(), input.step.at(backend), input.weight.at(backend), input.eps, x.floats(), y.floats(), rstd.floats(), n, C,
+                              nullptr);
+      backend.rms_norm_grad(input.dy.at(backend), x.floats(), input.weight.at(backend), rstd.floats(), y.floats(), results.zeroed("dweight", backend), nullptr, n, C, false);
       backend.add_rows(y.floats(), nullptr, results.zeroed("dh", backend), input.rows.data(), n, C);
       const std::vector<int32_t> all_to_one(count(n), 0);
       backend.add_rows(y.floats(), nullptr, results.zeroed("dstep", backend), all_to_one.data(), n, C);
@@ -117,10 +118,10 @@ Napi::Value gated_scatter(const Napi::CallbackInfo& info) {
     FloatResults results("gatedScatter");
     results.add(arguments.at(7, "into"), "out", input.h.size());
     for (const FloatInput* one : {&input.h, &input.y, &input.gate, &input.step}) results.keep_apart_from(*one);
-    return submit_op(info, arguments.at(8, "token"), [input = std::move(input), results = std::move(results)](CpuBackend& backend, const CancelFlag&) mutable {
-      float* out = results.at("out");
-      backend.copy(out, input.h.data(), count(input.h.size()) * sizeof(float));
-      backend.gated_scatter(input.fusion, input.y.data(), input.gate.data(), input.at.data(), input.step.data(), out, input.rows.data(), input.n(), input.C);
+    return submit_op(info, arguments.at(8, "token"), [input = std::move(input), results = std::move(results)](Backend& backend, const CancelFlag&) mutable {
+      float* out = results.at("out", backend);
+      backend.copy(out, input.h.at(backend), count(input.h.size()) * sizeof(float));
+      backend.gated_scatter(input.fusion, input.y.at(backend), input.gate.at(backend), input.at.data(), input.step.at(backend), out, input.rows.data(), input.n(), input.C);
       return results.reply();
     });
   });
@@ -137,14 +138,14 @@ Napi::Value gated_scatter_grad(const Napi::CallbackInfo& info) {
     results.add(into, "dgate", input.n());
     if (!input.step.absent()) results.add(into, "dstep", input.C);
     for (const FloatInput* one : {&input.h, &input.y, &input.gate, &input.step, &input.dout}) results.keep_apart_from(*one);
-    return submit_op(info, arguments.at(9, "token"), [input = std::move(input), results = std::move(results)](CpuBackend& backend, const CancelFlag&) mutable {
+    return submit_op(info, arguments.at(9, "token"), [input = std::move(input), results = std::move(results)](Backend& backend, const CancelFlag&) mutable {
       const Block base(backend, count(input.n() * input.C) * sizeof(float));
-      backend.copy_rows(Weight{input.h.data(), DType::f32, input.T, input.C}, input.rows.data(), base.floats(), nullptr, input.n());
-      float* dh = results.at("dh");
+      backend.copy_rows(Weight{input.h.at(backend), DType::f32, input.T, input.C}, input.rows.data(), base.floats(), nullptr, input.n());
+      float* dh = results.at("dh", backend);
       float* dstep = input.step.absent() ? nullptr : results.zeroed("dstep", backend);
-      backend.copy(dh, input.dout.data(), count(input.h.size()) * sizeof(float));
-      backend.gated_scatter_grad(input.fusion, input.y.data(), base.floats(), input.gate.data(), input.at.data(), input.step.data(), dh, input.rows.data(),
-                                 results.at("dy"), results.at("dgate"), dstep, input.n(), input.C);
+      backend.copy(dh, input.dout.at(backend), count(input.h.size()) * sizeof(float));
+      backend.gated_scatter_grad(input.fusion, input.y.at(backend), base.floats(), input.gate.at(backend), input.at.data(), input.step.at(backend), dh, input.rows.data(),
+                                 results.at("dy", backend), results.at("dgate", backend), dstep, input.n(), input.C);
       return results.reply();
     });
   });

@@ -77,12 +77,14 @@ class PrefixScores {
   std::vector<int32_t> counts_;
 };
 
-Reply route(const RouteInput& input, Backend& backend) {
+Reply route(RouteInput& input, Backend& backend) {
   const auto T = count(input.scores.size());
   std::vector<int32_t> rows(T), cu_routed(input.cu.size()), order(input.rule == RouteRule::topk ? T : 0);
-  RouteTokens route{input.rule, static_cast<int32_t>(input.sequences()), input.cu.data(), input.threshold, input.alpha, nullptr, nullptr};
+  const Staged<float> threshold(backend, &input.threshold, 1);
+  RouteTokens route{input.rule, static_cast<int32_t>(input.sequences()), input.cu.data(), threshold.data(), input.alpha, nullptr, nullptr};
   const auto run = [&] {
-    backend.route_tokens(route, input.scores.data(), rows.data(), cu_routed.data(), order.empty() ? nullptr : order.data());
+    backend.route_tokens(route, input.scores.at(backend), rows.data(), cu_routed.data(), order.empty() ? nullptr : order.data(), RouteGate::raw,
+                         nullptr);
     rows.resize(count(cu_routed.back()));
     order.resize(order.empty() ? 0 : rows.size());
   };
@@ -106,7 +108,7 @@ Napi::Value route_tokens(const Napi::CallbackInfo& info) {
   return promised(info.Env(), [&] {
     const Arguments arguments("routeTokens", info);
     RouteInput input = read_route(arguments.at(0, "scores"), arguments.at(1, "options"));
-    return submit_op(info, arguments.at(2, "token"), [input = std::move(input)](CpuBackend& backend, const CancelFlag&) { return route(input, backend); });
+    return submit_op(info, arguments.at(2, "token"), [input = std::move(input)](Backend& backend, const CancelFlag&) mutable { return route(input, backend); });
   });
 }
 

@@ -72,12 +72,12 @@ SaliencyInput read_saliency(const Argument& from) {
 // The last query rows side by side, and their log-sum-exp. At least one row.
 class LastRows {
  public:
-  LastRows(Backend& backend, const SaliencyInput& input, const KeyValuePages& pages)
+  LastRows(Backend& backend, SaliencyInput& input, const KeyValuePages& pages)
       : q_(backend, count(input.rows() * input.H * input.d) * sizeof(float)), lse_(backend, count(input.rows() * input.H) * sizeof(float)) {
     const int64_t width = input.H * input.d;
-    backend.copy_rows(Weight{input.q.data(), DType::f32, input.Tq, width}, input.last_row.data(), q_.floats(), nullptr, input.rows());
+    backend.copy_rows(Weight{input.q.at(backend), DType::f32, input.Tq, width}, input.last_row.data(), q_.floats(), nullptr, input.rows());
     if (!input.lse.absent()) {
-      backend.copy_rows(Weight{input.lse.data(), DType::f32, input.Tq, input.H}, input.last_row.data(), lse_.floats(), nullptr, input.rows());
+      backend.copy_rows(Weight{input.lse.at(backend), DType::f32, input.Tq, input.H}, input.last_row.data(), lse_.floats(), nullptr, input.rows());
       return;
     }
     const Block unused(backend, q_.bytes());
@@ -90,6 +90,13 @@ class LastRows {
   const Block q_, lse_;
 };
 
+// Packed row of each sequence's last query, -1 where it has none.
+std::vector<int32_t> last_rows(const std::vector<int32_t>& cu) {
+  std::vector<int32_t> rows;
+  for (size_t b = 0; b + 1 < cu.size(); ++b) rows.push_back(cu[b + 1] > cu[b] ? cu[b + 1] - 1 : -1);
+  return rows;
+}
+
 ContiguousPages pages_of(const SaliencyInput& input, const float* k) { return ContiguousPages(input.cu_k, input.Hkv, input.d, k, k); }
 
 Napi::Value attention_saliency(const Napi::CallbackInfo& info) {
@@ -99,12 +106,15 @@ Napi::Value attention_saliency(const Napi::CallbackInfo& info) {
     FloatResults results("attentionSaliency");
     results.add(arguments.at(1, "into"), "saliency", static_cast<int64_t>(input.columns.size()));
     for (const FloatInput* one : {&input.q, &input.k, &input.lse}) results.keep_apart_from(*one);
-    return submit_op(info, arguments.at(2, "token"), [input = std::move(input), results = std::move(results)](CpuBackend& backend, const CancelFlag&) mutable {
+    return submit_op(info, arguments.at(2, "token"), [input = std::move(input), results = std::move(results)](Backend& backend, const CancelFlag&) mutable {
       float* saliency = results.zeroed("saliency", backend);
       if (input.rows() > 0 && !input.columns.empty()) {
-        const ContiguousPages pages = pages_of(input, input.k.data());
+        const ContiguousPages pages = pages_of(input, input.k.at(backend));
         const LastRows last(backend, input, pages.pages());
-        backend.attention_saliency(input.shape(), last.q(), pages.pages(), last.lse(), input.saliency_columns(), input.mean_over_heads(), saliency);
+        const std::vector<int32_t> rows = last_rows(input.cu_last);
+        const float *q = last.q(), *lse = last.lse();
+        const LastQueries queries{1, &q, &lse, rows.data(), rows.data(), input.H * input.d, 0};
+        backend.attention_saliency(input.shape(), queries, pages.pages(), input.saliency_columns(), input.mean_over_heads(), saliency);
       }
       return results.reply();
     });
@@ -121,16 +131,16 @@ Napi::Value attention_saliency_grad(const Napi::CallbackInfo& info) {
     results.add(arguments.at(2, "into"), "dk", input.k.size());
     for (const FloatInput* one : {&input.q, &input.k, &input.lse, &dsaliency}) results.keep_apart_from(*one);
     return submit_op(info, arguments.at(3, "token"),
-                     [input = std::move(input), dsaliency = std::move(dsaliency), results = std::move(results)](CpuBackend& backend, const CancelFlag&) mutable {
+                     [input = std::move(input), dsaliency = std::move(dsaliency), results = std::move(results)](Backend& backend, const CancelFlag&) mutable {
                        float* dq = results.zeroed("dq", backend);
                        float* dk = results.zeroed("dk", backend);
                        if (input.rows() > 0 && !input.columns.empty()) {
-                         const ContiguousPages pages = pages_of(input, input.k.data()), gradients = pages_of(input, dk);
+                         const ContiguousPages pages = pages_of(input, input.k.at(backend)), gradients = pages_of(input, dk);
                          const LastRows last(backend, input, pages.pages());
                          const int64_t width = input.H * input.d;
                          const Block dlast(backend, count(input.rows() * width) * sizeof(float), true);
                          backend.attention_saliency_grad(input.shape(), last.q(), pages.pages(), last.lse(), input.saliency_columns(), input.mean_over_heads(),
-                                                         dsaliency.data(), dlast.floats(), gradients.k());
+                                                         dsaliency.at(backend), dlast.floats(), gradients.k());
                          backend.copy_rows(Weight{dlast.floats(), DType::f32, input.rows(), width}, nullptr, dq, input.last_row.data(), input.rows());
                        }
                        return results.reply();

@@ -52,7 +52,7 @@ Napi::Function SessionBinding::define(Napi::Env env) {
                       InstanceMethod<&SessionBinding::set_pictures>("setPictures"), InstanceMethod<&SessionBinding::replay>("replay"),
                       InstanceMethod<&SessionBinding::keep_latents>("keepLatents"), InstanceMethod<&SessionBinding::restart>("restart"),
                       InstanceMethod<&SessionBinding::read_replay>("readReplay"), InstanceMethod<&SessionBinding::routing_figures>("routingFigures"), InstanceMethod<&SessionBinding::loss>("loss"),
-                      InstanceMethod<&SessionBinding::backward>("backward"), InstanceMethod<&SessionBinding::reset>("reset"), InstanceMethod<&SessionBinding::read>("read"),
+                      InstanceMethod<&SessionBinding::backward>("backward"), InstanceMethod<&SessionBinding::gradient_norms>("gradientNorms"), InstanceMethod<&SessionBinding::reset>("reset"), InstanceMethod<&SessionBinding::read>("read"),
                       InstanceMethod<&SessionBinding::token_forwards>("tokenForwards"), InstanceMethod<&SessionBinding::bytes>("bytes"),
                       InstanceMethod<&SessionBinding::dispose>("dispose")});
 }
@@ -63,6 +63,7 @@ SessionBinding::SessionBinding(const Napi::CallbackInfo& info) : ObjectWrap(info
     const SessionOptions options = read_session_options(Argument("Session", "options", info[1]));
     state_ = std::make_shared<State>(model, options);
     spec_ = model->spec;
+    backend_ = model->backend;
     environment_->live.sessions += 1;
   });
 }
@@ -88,7 +89,7 @@ int32_t SessionBinding::new_id(const char* op) {
 }
 
 Napi::Value SessionBinding::submit(Napi::Env env, const char* op, std::shared_ptr<CancelFlag> cancel, SessionWork work) {
-  return environment_->submit(env, std::move(cancel), account_, [state = living(op), account = account_, work = std::move(work)](CpuBackend&, const CancelFlag&) {
+  return environment_->submit(env, std::move(cancel), account_, backend_, [state = living(op), account = account_, work = std::move(work)](Backend&, const CancelFlag&) {
     struct Recount {  // also after a failure
       State& state;
       Account& account;
@@ -192,6 +193,20 @@ Napi::Value SessionBinding::backward(const Napi::CallbackInfo& info) {
       const Forget forget{state};
       state.session.backward(penalty);
       return reply_nothing();
+    });
+  });
+}
+
+Napi::Value SessionBinding::gradient_norms(const Napi::CallbackInfo& info) {
+  return promised(info.Env(), [&] {
+    return submit(info.Env(), "gradientNorms", nullptr, [](State& state) {
+      return [found = state.session.gradient_norms()](Napi::Env env) -> Napi::Value {
+        Napi::Object result = Napi::Object::New(env);
+        result.Set("levels", static_cast<double>(found.levels));
+        result.Set("rows", to_array(env, found.rows));
+        result.Set("norms", to_array(env, found.norms));
+        return result;
+      };
     });
   });
 }

@@ -46,6 +46,7 @@ class SessionBinding : public Napi::ObjectWrap<SessionBinding> {
   Napi::Value keep_latents(const Napi::CallbackInfo& info);
   Napi::Value restart(const Napi::CallbackInfo& info);
   Napi::Value read_replay(const Napi::CallbackInfo& info);
+  Napi::Value gradient_norms(const Napi::CallbackInfo& info);
   Napi::Value routing_figures(const Napi::CallbackInfo& info);
   Napi::Value loss(const Napi::CallbackInfo& info);
   Napi::Value backward(const Napi::CallbackInfo& info);
@@ -63,6 +64,7 @@ class SessionBinding : public Napi::ObjectWrap<SessionBinding> {
   std::shared_ptr<Environment> environment_;
   std::shared_ptr<Account> account_ = std::make_shared<Account>();
   std::shared_ptr<State> state_;  // null once disposed
+  std::shared_ptr<Backend> backend_;
   ModelSpec spec_;
   int32_t next_id_ = 0;
 };

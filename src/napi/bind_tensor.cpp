@@ -19,7 +19,7 @@ Napi::Function TensorBinding::define(Napi::Env env) {
 TensorBinding::TensorBinding(const Napi::CallbackInfo& info) : ObjectWrap(info), environment_(Environment::of(info.Env())) {
   guarded(info.Env(), [&] {
     const int64_t size = Argument("Tensor", "size", info[0]).integer(0, kMaxElements);
-    memory_ = std::make_shared<TensorMemory>(environment_->backend(), size);
+    memory_ = std::make_shared<TensorMemory>(environment_->backend(read_device_name(Argument("Tensor", "device", info[1]))), size);
     account_->now = static_cast<int64_t>(memory_->block.bytes());
     info.This().As<Napi::Object>().TypeTag(&kTensorTag);
     environment_->live.tensors += 1;
@@ -53,7 +53,7 @@ Napi::Value TensorBinding::read(const Napi::CallbackInfo& info) {
   return promised(info.Env(), [&] {
     const std::shared_ptr<TensorMemory> memory = living("read");
     const auto token = read_token(Argument("read", "token", info[0]));
-    return environment_->submit(info.Env(), token, nullptr, [memory](CpuBackend& backend, const CancelFlag&) {
+    return environment_->submit(info.Env(), token, nullptr, memory->backend, [memory](Backend& backend, const CancelFlag&) {
       std::vector<float> values(static_cast<size_t>(memory->size));
       backend.download(values.data(), memory->block.data(), values.size() * sizeof(float));
       return reply_array(std::move(values));
@@ -70,7 +70,7 @@ Napi::Value TensorBinding::write(const Napi::CallbackInfo& info) {
     require(static_cast<int64_t>(values.size()) <= memory->size - offset, "ERR_SHAPE",
             "[write] Expected data to have at most " + std::to_string(memory->size - offset) + " elements but received " + std::to_string(values.size()));
     const auto token = read_token(arguments.at(2, "token"));
-    return environment_->submit(info.Env(), token, nullptr, [memory, offset, values = std::move(values)](CpuBackend& backend, const CancelFlag&) {
+    return environment_->submit(info.Env(), token, nullptr, memory->backend, [memory, offset, values = std::move(values)](Backend& backend, const CancelFlag&) {
       backend.upload(memory->block.floats() + offset, values.data(), values.size() * sizeof(float));
       return reply_nothing();
     });

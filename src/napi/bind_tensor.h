@@ -12,6 +12,11 @@ namespace plumbline {
 struct TensorMemory {
   TensorMemory(std::shared_ptr<Backend> owner, int64_t elements)
       : backend(std::move(owner)), size(elements), block(*backend, static_cast<size_t>(elements) * sizeof(float), true) {}
+  float* floats(const Backend& user) const {
+    require(&user == backend.get(), "ERR_ARGUMENT",
+            std::string("[Tensor] Expected a Tensor of the device that the operation runs on, '") + user.name() + "', but received one of '" + backend->name() + "'; copy it with read() and write()");
+    return block.floats();
+  }
   const std::shared_ptr<Backend> backend;  // outlives the block
   const int64_t size;
   const Block block;

@@ -8,12 +8,23 @@ std::shared_ptr<Environment> Environment::of(Napi::Env env) { return *env.GetIns
 
 void Environment::install(Napi::Env env) { env.SetInstanceData(new std::shared_ptr<Environment>(std::make_shared<Environment>())); }
 
-std::shared_ptr<CpuBackend> Environment::backend() {
-  if (!backend_) {
-    backend_ = std::make_shared<CpuBackend>(threads_.load());
-    threads_ = backend_->threads();
+std::shared_ptr<CpuBackend> Environment::cpu() {
+  if (!cpu_) {
+    cpu_ = std::make_shared<CpuBackend>(threads_.load());
+    threads_ = cpu_->threads();
   }
-  return backend_;
+  return cpu_;
+}
+
+const CudaDevice& Environment::cuda_device() {
+  if (!cuda_device_) cuda_device_ = std::make_unique<CudaDevice>(probe_cuda());
+  return *cuda_device_;
+}
+
+std::shared_ptr<Backend> Environment::backend(Device device) {
+  if (device == Device::cpu) return cpu();
+  if (!cuda_) cuda_ = make_cuda_backend();
+  return cuda_;
 }
 
 void Environment::set_gemm(GemmKind kind) {
@@ -36,17 +47,18 @@ void Environment::apply_settings(CpuBackend& backend) {
   if (isa != backend.isa()) backend.set_isa(isa);
 }
 
-Napi::Promise Environment::submit(Napi::Env env, std::shared_ptr<CancelFlag> cancel, std::shared_ptr<Account> account, DeviceWork work) {
+Napi::Promise Environment::submit(Napi::Env env, std::shared_ptr<CancelFlag> cancel, std::shared_ptr<Account> account, std::shared_ptr<Backend> backend,
+                                  DeviceWork work) {
   struct Running {  // the backend's flag is that of the running job, whichever way the job ends
-    CpuBackend& backend;
-    Running(CpuBackend& b, const CancelFlag& flag) : backend(b) { backend.set_cancel(&flag); }
+    Backend& backend;
+    Running(Backend& b, const CancelFlag& flag) : backend(b) { backend.set_cancel(&flag); }
     ~Running() { backend.set_cancel(nullptr); }
   };
   // `this` outlives the queue's thread: ~Environment joins it.
   return queue_.submit(
       env, std::move(cancel),
-      [this, backend = backend(), work = std::move(work)](const CancelFlag& flag) {
-        apply_settings(*backend);
+      [this, backend = std::move(backend), cpu = cpu(), work = std::move(work)](const CancelFlag& flag) {
+        apply_settings(*cpu);
         const Running running(*backend, flag);
         return work(*backend, flag);
       },

@@ -7,10 +7,11 @@
 
 #include "bind_tensor.h"
 #include "reply.h"
+#include "staged.h"
 
 namespace plumbline {
 
-// An array that was copied (host memory is the CPU backend's own), or the memory of a Tensor.
+// An array that was copied, or the memory of a Tensor.
 class FloatInput {
  public:
   FloatInput() = default;  // absent: data() is null
@@ -28,12 +29,19 @@ class FloatInput {
 
   bool absent() const { return is_absent_; }
   int64_t size() const { return tensor_ ? tensor_->size : static_cast<int64_t>(values_.size()); }
-  const float* data() const { return is_absent_ ? nullptr : tensor_ ? tensor_->block.floats() : values_.data(); }  // job thread
+  // Job thread: null when absent. A Tensor must be the backend's own.
+  const float* at(Backend& backend) {
+    if (is_absent_) return nullptr;
+    if (tensor_) return tensor_->floats(backend);
+    if (!staged_) staged_ = std::make_shared<Staged<float>>(backend, values_);
+    return staged_->data();
+  }
   const TensorMemory* tensor() const { return tensor_.get(); }
 
  private:
   std::shared_ptr<TensorMemory> tensor_;
   std::vector<float> values_;
+  std::shared_ptr<Staged<float>> staged_;  // shared: jobs are kept in std::function, which copies
   bool is_absent_ = true;
 };
 
@@ -44,7 +52,7 @@ class FloatResults {
 
   // JS thread. Results are neither inputs nor each other: a job must not read what it writes.
   void add(const Argument& into, const char* name, int64_t size) {
-    Result result{name, size, nullptr, {}};
+    Result result{name, size, nullptr, nullptr};
     if (!into.absent()) {
       const Argument field = into.field(name);
       result.tensor = TensorBinding::memory_of(field);
@@ -58,17 +66,17 @@ class FloatResults {
   }
 
   // Job thread. An array starts as zeros, a Tensor as it is.
-  float* at(const char* name) {
+  float* at(const char* name, Backend& backend) {
     for (Result& result : results_) {
       if (std::strcmp(result.name, name) != 0) continue;
-      if (result.tensor) return result.tensor->block.floats();
-      result.values.resize(static_cast<size_t>(result.size));
-      return result.values.data();
+      if (result.tensor) return result.tensor->floats(backend);
+      if (!result.made) result.made = std::make_shared<Made>(backend, static_cast<size_t>(result.size));
+      return result.made->data();
     }
     fail("ERR_INTERNAL", std::string("[") + op_ + "] Expected a result of this operation but received " + name);
   }
   float* zeroed(const char* name, Backend& backend) {
-    float* data = at(name);
+    float* data = at(name, backend);
     for (const Result& result : results_)
       if (result.tensor && std::strcmp(result.name, name) == 0) backend.fill(data, 0.0f, result.size);
     return data;
@@ -79,8 +87,7 @@ class FloatResults {
     std::vector<std::pair<const char*, std::vector<float>>> arrays;
     for (Result& result : results_) {
       if (result.tensor) continue;
-      result.values.resize(static_cast<size_t>(result.size));
-      arrays.emplace_back(result.name, std::move(result.values));
+      arrays.emplace_back(result.name, result.made ? result.made->take() : std::vector<float>(static_cast<size_t>(result.size)));
     }
     return [arrays = std::move(arrays), named...](Napi::Env env) -> Napi::Value {
       Napi::Object object = Napi::Object::New(env);
@@ -95,7 +102,7 @@ class FloatResults {
     const char* name;
     int64_t size;
     std::shared_ptr<TensorMemory> tensor;  // null: an array
-    std::vector<float> values;
+    std::shared_ptr<Made> made;
   };
   void keep_apart(const Result& result, const TensorMemory* other) const {
     require(other == nullptr || result.tensor.get() != other, "ERR_ARGUMENT",

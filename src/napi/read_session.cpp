@@ -77,7 +77,8 @@ SessionOptions read_session_options(const Argument& from) {
   options.recompute = from.field("recompute").boolean();
   options.detach_latents = from.field("detachLatents").boolean();
   options.vision_gradient = from.field("visionGradient").boolean();
-  const Argument replay = from.field("replay"), routing = from.field("routing");
+  const Argument replay = from.field("replay"), routing = from.field("routing"), profile = from.field("profile");
+  if (!profile.absent()) options.profile = profile.boolean();
   if (!replay.absent()) options.replay = read_replay_spec(replay);
   if (!routing.absent()) options.routing = read_routing_spec(routing);
   return options;

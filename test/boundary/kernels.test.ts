@@ -20,6 +20,7 @@ const saliency = (change: object = {}) => ({
 const replay = (change: object = {}) => ({ cuTokens: i32(0, 4), cuPictures: i32(0, 1), grids: i32(2, 2), patches: 2, window: 1, weights: 'softmax', used: new Uint8Array(4), ...change });
 const crop = (change: object = {}) => ({ height: 4, width: 4, box: i32(0, 0, 4, 4), toHeight: 4, toWidth: 4, patch: 2, merge: 2, temporal: 1, mean: f32(0, 0, 0), std: f32(1, 1, 1), ...change });
 const route = (change: object = {}) => ({ rule: 'prefix-topk', cuSeqlens: i32(0, 4), alpha: 2, cuBest: i32(0, 0), best: new Float32Array(0), ...change });
+const norms = (change: object = {}) => ({ tokens: 2, channels: 2, dtype: 'f32', numClasses: 2, scale: 1, ...change });
 const x = f32(1, 2, 3, 4);
 const image = new Uint8Array(48);
 
@@ -92,6 +93,26 @@ describe('ops', () => {
     ['unpackRagged', [x, i32(0, 3), 1, 4, 0], 'ERR_RANGE', 'Expected cuSeqlens to end at 4 but received 3'],
     ['unpackRagged', [x, i32(0, 2, 4), 1, 2 ** 31 - 1, 0], 'ERR_RANGE', 'Expected at most 2147483647 padded rows but received 2 x 2147483647'],
     ['unpackRagged', [x, i32(0, 4), 1, 4, '0'], 'ERR_ARGUMENT', 'Expected fill to be a number but received "0"'],
+    ['gradNorm', [x, undefined], 'ERR_ARGUMENT', 'Expected options to be an object but received undefined'],
+    ['gradNorm', [x, norms({ tokens: 3 })], 'ERR_SHAPE', 'Expected grad to have 6 elements but received 4'],
+    ['gradNorm', [x, norms({ tokens: 2 ** 53 - 1, channels: 2 ** 31 - 1 })], 'ERR_RANGE', 'Expected tokens * channels to be a safe integer but received more'],
+    ['gradNorm', [x, norms({ channels: 0 })], 'ERR_RANGE', 'Expected options.channels to be an integer from 1 to 2147483647 but received 0'],
+    ['gradNorm', [i32(1, 2, 3, 4), norms()], 'ERR_DTYPE', 'Expected grad to be a Float32Array or a Tensor but received an Int32Array'],
+    ['gradNorm', [x, norms({ dtype: 'f16' })], 'ERR_DTYPE', 'Expected grad to be a Uint16Array but received a Float32Array'],
+    ['gradNorm', [x, norms({ dtype: 'f64' })], 'ERR_ARGUMENT', "Expected options.dtype to be one of 'f32', 'f16', 'bf16' but received \"f64\""],
+    ['gradNorm', [x, norms({ classes: u8(0) })], 'ERR_SHAPE', 'Expected options.classes to have 2 elements but received 1'],
+    ['gradNorm', [x, norms({ classes: u8(0, 2) })], 'ERR_RANGE', 'Expected classes below numClasses = 2 but received 2 at 1'],
+    ['gradNorm', [x, norms({ numClasses: 257 })], 'ERR_RANGE', 'Expected options.numClasses to be an integer from 1 to 256 but received 257'],
+    ['gradNorm', [x, norms({ scale: Number.NaN })], 'ERR_RANGE', 'Expected options.scale to be a finite number from 0 to 3e+38 but received NaN'],
+    ['globalNorm', [x, 'f32'], 'ERR_ARGUMENT', 'Expected tensors to be an Array but received a Float32Array'],
+    ['globalNorm', [[i32(1)], 'f32'], 'ERR_DTYPE', 'Expected tensors[0] to be a Float32Array or a Tensor but received an Int32Array'],
+    ['globalNorm', [[], 'f8'], 'ERR_ARGUMENT', "Expected dtype to be one of 'f32', 'f16', 'bf16' but received \"f8\""],
+    ['globalNorm', [[new Uint16Array(1)], 'f32'], 'ERR_DTYPE', 'Expected tensors[0] to be a Float32Array or a Tensor but received a Uint16Array'],
+    ['gradSpectra', [[x], i32(2), 'f32'], 'ERR_SHAPE', 'Expected shapes to have 2 elements but received 1'],
+    ['gradSpectra', [[x], i32(2, 0), 'f32'], 'ERR_RANGE', 'Expected matrices of at least 1 x 1 but received 2 x 0 of matrix 0'],
+    ['gradSpectra', [[x], i32(2, 3), 'f32'], 'ERR_SHAPE', 'Expected matrices[0] to have 6 elements but received 4'],
+    ['gradSpectra', [[x], i32(2 ** 31 - 1, 2 ** 31 - 1), 'f32'], 'ERR_SHAPE', 'Expected matrices[0] to have 4611686014132420609 elements but received 4'],
+    ['gradSpectra', [[x], i32(2, 2), 'bf16'], 'ERR_DTYPE', 'Expected matrices[0] to be a Uint16Array but received a Float32Array'],
   ];
   test.each(cases)('%s %#', (op, values, code, message) => expectRejection(ops()[op]!(...values), code, `[${op}] ${message}`));
 

@@ -346,10 +346,13 @@ describe('settings', () => {
 
   test('bench refuses unknown names and wrong sizes', async () => {
     await expectRejection(addon().bench!('nope', [], 1), 'ERR_ARGUMENT',
-      "[bench] Expected name to be one of 'linear', 'linear_grad', 'attention', 'attention_grad', 'read_bandwidth', 'fma_peak', 'gemm_time' but received \"nope\"");
+      "[bench] Expected name to be one of 'linear', 'linear_grad', 'attention', 'attention_grad', 'read_bandwidth', 'fma_peak', 'gemm_time', 'rms_norm', 'layer_norm', 'rms_norm_grad', 'grad_norm', 'sum_squares', 'gather_rms_norm', 'gated_scatter', 'attention_saliency' but received \"nope\"");
     await expectRejection(addon().bench!('linear', [1, 2], 1), 'ERR_SHAPE', '[bench] Expected sizes of linear to have 4 elements but received 2');
     await expectRejection(addon().bench!('read_bandwidth', [64], 0), 'ERR_RANGE', '[bench] Expected repeats to be an integer from 1 to 1000000 but received 0');
     await expectRejection(addon().bench!('attention', [2, 3, 2, 8, 1], 1), 'ERR_SHAPE',
       '[bench] Expected heads to be a multiple of kvHeads and new rows not to exceed the keys but received 3, 2 and 1 of 2');
+    await expectRejection(addon().bench!('gather_rms_norm', [2, 3, 8], 1), 'ERR_SHAPE', '[bench] Expected taken rows not to exceed rows but received 3 of 2');
+    await expectRejection(addon().bench!('attention_saliency', [2, 4, 2, 8, 3], 1), 'ERR_SHAPE',
+      '[bench] Expected heads to be a multiple of kvHeads and columns not to exceed the keys but received 4, 2 and 3 of 2');
   });
 });

@@ -6,6 +6,7 @@
 #include "variants.h"
 
 using plumbline::Activation;
+using plumbline::Backend;
 using plumbline::CpuBackend;
 
 namespace {
@@ -61,7 +62,7 @@ std::vector<float> inputs(int64_t size) {
 constexpr Activation kKinds[] = {Activation::quick_gelu, Activation::erf_gelu, Activation::silu, Activation::relu};
 
 void test_activate() {
-  for_each_variant([](CpuBackend& backend, const char* name) {
+  for_each_backend([](Backend& backend, const char* name) {
     for (const Activation kind : kKinds)
       for (const int64_t size : {int64_t{0}, int64_t{1}, int64_t{31}, int64_t{33}, int64_t{129}, int64_t{3584}, int64_t{100003}}) {
         const std::vector<float> x = inputs(size), dy = noise(size, 12);
@@ -86,7 +87,7 @@ void test_activate() {
 }
 
 void test_non_finite() {
-  for_each_variant([](CpuBackend& backend, const char* name) {
+  for_each_backend([](Backend& backend, const char* name) {
     for (const Activation kind : kKinds) {
       const float x[3] = {std::nanf(""), kInf, -kInf}, dy[3] = {1, 1, 1};
       float y[3], dx[3];
@@ -102,7 +103,7 @@ void test_non_finite() {
 
 // What relu stops may be anything.
 void test_relu_stops() {
-  for_each_variant([](CpuBackend& backend, const char* name) {
+  for_each_backend([](Backend& backend, const char* name) {
     const std::vector<float> x(21, -1.0f), dy(21, kInf), zero(21, 0.0f);
     Guarded<float> dx(21), at_zero(21);
     backend.activate_grad(Activation::relu, x.data(), dy.data(), dx.data(), 21);
@@ -116,18 +117,23 @@ void test_place() {
   const int64_t size = 70001;
   const std::vector<float> x = inputs(size);
   for (const Activation kind : kKinds) {
-    CpuBackend one(1), two(2);
+    CpuBackend one(1), two(kTwoThreads);
     Guarded<float> a(size), b(size), moved(size - 5);
     one.activate(kind, x.data(), a.data(), size);
     two.activate(kind, x.data(), b.data(), size);
     two.activate(kind, x.data() + 5, moved.data(), size - 5);
+    plumbline::CudaBackend emulated;
+    Guarded<float> c(size), c_moved(size - 5);
+    emulated.activate(kind, x.data(), c.data(), size);
+    emulated.activate(kind, x.data() + 5, c_moved.data(), size - 5);  // not aligned to 16 bytes
+    CHECK(std::memcmp(c.data() + 5, c_moved.data(), static_cast<size_t>(size - 5) * sizeof(float)) == 0, "place changes bits of the emulated kernel");
     CHECK(a == b, "threads change bits");
     CHECK(std::memcmp(a.data() + 5, moved.data(), static_cast<size_t>(size - 5) * sizeof(float)) == 0, "place changes bits");
   }
 }
 
 void test_swiglu() {
-  for_each_variant([](CpuBackend& backend, const char* name) {
+  for_each_backend([](Backend& backend, const char* name) {
     for (const int64_t I : kSizes)
       for (const int64_t T : {int64_t{0}, int64_t{1}, int64_t{13}}) {
         std::vector<float> gate_up = noise(T * 2 * I, 13, 2.0f);

@@ -1,9 +1,13 @@
-// attention and attention_grad of the CPU backend against a naive double-precision reference, over odd sizes, page layouts,
-// instruction sets and thread counts; scatter_to_pages and gather_from_pages.
+// attention and attention_grad against a naive double-precision reference, over odd sizes, page layouts, instruction sets, thread
+// counts and the emulated kernels; scatter_to_pages and gather_from_pages.
+#include <functional>
+
 #include "attention_layout.h"
 #include "attention_reference.h"
+#include "variants.h"
 
 using namespace plumbline_test;
+using plumbline::CudaBackend;
 
 namespace {
 
@@ -76,24 +80,31 @@ void compare(const Layout& l, Outputs o, const char* what) {
   }
 }
 
-void check_problem(CpuBackend& backend, const Problem& p, uint64_t seed, const char* what) {
+// Same bits on a second run and, on the CPU, for other numbers of threads.
+void check_problem(Backend& backend, const Problem& p, uint64_t seed, const char* what) {
   const Layout l(p, seed);
-  backend.set_threads(1);
   const Outputs first = l.run(backend);
   compare(l, first, what);
-  CHECK(same_bits(first, l.run(backend)), "%s: second run differs", what);
+  CHECK(kEmulatedOnly || same_bits(first, l.run(backend)), "%s: second run differs", what);
+  if (is_emulated(backend)) return;
+  CpuBackend& cpu = static_cast<CpuBackend&>(backend);
+  const int32_t before = cpu.threads();
   for (int32_t threads : {2, 5}) {  // 5: more than there are heads, so that the backward pass takes its two sweeps
-    backend.set_threads(threads);
-    CHECK(same_bits(first, l.run(backend)), "%s: %d threads differ from 1", what, threads);
+    cpu.set_threads(threads);
+    CHECK(same_bits(first, l.run(backend)), "%s: %d threads differ from %d", what, threads, before);
   }
-  backend.set_threads(1);
+  cpu.set_threads(before);
 }
 
-void check_shapes(CpuBackend& backend) {
+void check_shapes(Backend& backend) {
   const std::vector<int32_t> ragged_q{33, 0, 1, 7, 100, 5, 2}, ragged_k{33, 4, 130, 0, 150, 3, 2};  // one has fewer keys than rows
+  int number = 0;
   for (int32_t d : {1, 5, 6, 16, 20, 32, 40, 80, 128}) {
+    ++number;  // so that the emulated kernels, a quarter of the cases, meet each d with two kinds of pages and both masks
     for (int32_t page_rows : {1, 3, 64, 0}) {
+      ++number;
       for (bool causal : {true, false}) {
+        if (is_emulated(backend) && (number + 2 * causal) % 4 != 0) continue;
         const int32_t group = page_rows == 1 ? 1 : page_rows == 3 ? 6 : page_rows == 64 ? 7 : 2;
         char name[80];
         std::snprintf(name, sizeof(name), "d %d page_rows %d group %d causal %d", d, page_rows, group, causal);
@@ -101,14 +112,16 @@ void check_shapes(CpuBackend& backend) {
       }
     }
   }
+  for (int32_t d : {129, 256}) check_problem(backend, {{20, 0, 1, 3}, {33, 4, 70, 1}, 7, 1, d, d == 256, 16}, d, d == 256 ? "d 256" : "d 129");
   check_problem(backend, {{1, 3}, {1500, 1025}, 6, 1, 32, true, 64}, 7, "decoding with more than one chunk of keys");
+  check_problem(backend, {{20, 20}, {600, 300}, 6, 1, 32, true, 64}, 15, "a latent step with more than one chunk of keys");
   check_problem(backend, {{230}, {430}, 3, 1, 16, true, 64}, 8, "several tiles of rows and keys");
   check_problem(backend, {{97, 20, 1}, {97, 300, 300}, 2, 1, 16, true, 64, true}, 9, "scores up to 1e4");
   check_problem(backend, {{}, {}, 2, 1, 16, true, 64}, 10, "no sequences");
 }
 
 // Each sequence alone gives the bits that it gives in the batch.
-void check_alone(CpuBackend& backend) {
+void check_alone(Backend& backend) {
   const Problem batch{{40, 1, 0, 130}, {60, 700, 9, 130}, 4, 2, 20, true, 3};
   const Layout l(batch, 11);
   const Outputs together = l.run(backend);
@@ -127,7 +140,7 @@ void check_alone(CpuBackend& backend) {
 }
 
 // NaN and infinity: the row that holds them is NaN or follows the formula, no other row of q changes.
-void check_non_finite(CpuBackend& backend) {
+void check_non_finite(Backend& backend) {
   for (int32_t queries : {1, 70}) {
     Layout l({{queries}, {150}, 6, 1, 32, true, 64}, 12);
     const Outputs clean = l.run(backend);
@@ -162,7 +175,7 @@ void check_non_finite(CpuBackend& backend) {
 
 // d/dx of sum(out * dout) by central differences. Step 2^-7: the truncation, h^2/6 times a third derivative of order 1, stays
 // below 1e-4; rounding of a loss of about 10 in f32, divided by 2 h, below 2e-4.
-void check_finite_differences(CpuBackend& backend) {
+void check_finite_differences(Backend& backend) {
   Layout l({{5}, {8}, 4, 2, 6, true, 3}, 13);
   const Outputs o = l.run(backend);
   const auto loss = [&] {
@@ -191,7 +204,7 @@ void check_finite_differences(CpuBackend& backend) {
   });
 }
 
-void check_pages(CpuBackend& backend) {
+void check_pages(Backend& backend) {
   for (int32_t page_rows : {1, 3, 64}) {
     const int32_t Hkv = 2, d = 5;
     const std::vector<int32_t> first{2, 0, 70, 9};
@@ -224,20 +237,39 @@ void check_pages(CpuBackend& backend) {
 
 }  // namespace
 
+// The kernels keep a row of a head in registers: more is refused, never computed wrongly.
+void check_head_limit() {
+  CudaBackend backend;
+  const int32_t cu[] = {0, 1}, length[] = {1}, start[] = {0, 1};
+  for (const int32_t d : {257, 1024}) {
+    std::vector<float> row(static_cast<size_t>(d), 1.0f), out(row), lse(1), dq(row), dk(row), dv(row);
+    float *page[] = {row.data()}, *dk_page[] = {dk.data()}, *dv_page[] = {dv.data()};
+    AttentionShape shape{};
+    shape.B = 1, shape.cu_q_B1 = cu, shape.kv_len_B = length, shape.H = shape.Hkv = 1, shape.d = d, shape.scale = 1.0f, shape.q_row_stride = d;
+    const KeyValuePages pages{page, page, start, d, d, 64};
+    const auto refuses = [&](const std::function<void()>& call) {
+      try {
+        call();
+      } catch (const Error& error) {
+        return std::string(error.code()) == "ERR_UNSUPPORTED" && std::string(error.what()).find("head size of at most 256 on device 'cuda' but received " + std::to_string(d)) != std::string::npos;
+      }
+      return false;
+    };
+    CHECK(refuses([&] { backend.attention(shape, row.data(), pages, out.data(), lse.data()); }), "d %d", d);
+    CHECK(refuses([&] { backend.attention_grad(shape, row.data(), pages, row.data(), lse.data(), row.data(), dq.data(), dk_page, dv_page); }), "grad d %d", d);
+  }
+}
+
 int main() {
-  CpuBackend backend(1);
-  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
-    if (isa > best_isa()) {
-      plumbline_test::skip(isa == Isa::avx512 ? "attention with AVX-512: not on this machine" : "attention with AVX2: not on this machine");
-      continue;
-    }
-    backend.set_isa(isa);
+  check_head_limit();
+  for_each_backend([](Backend& backend, const char*) {
+    if (!is_emulated(backend) && static_cast<CpuBackend&>(backend).threads() > 1) return;  // check_problem takes other numbers itself
     check_shapes(backend);
     check_alone(backend);
     check_non_finite(backend);
-    check_finite_differences(backend);
-  }
-  backend.set_threads(2);
+    if (!kEmulatedOnly) check_finite_differences(backend);  // hundreds of runs of one case
+  });
+  CpuBackend backend(kTwoThreads);
   check_pages(backend);
-  return finish();
+  return finish_variants();
 }

@@ -97,7 +97,7 @@ struct Layout {
     for (int64_t i = 0; i < T * p.H * p.d; ++i) dout.push_back(noise.next());
   }
 
-  Outputs run(CpuBackend& backend) const {
+  Outputs run(Backend& backend) const {
     const int64_t guard = 32, size = T * p.H * p.d;
     Outputs o;
     o.out.assign(size + 2 * guard, kSentinel);

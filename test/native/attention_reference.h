@@ -14,6 +14,8 @@ struct AttentionReference {
   bool causal;
   double scale;
   bool exact_scores;  // the inputs are such that every dot product is exact in f32
+  // The weights, the gradients of the scores and the results may be rounded to 16 bits: by a share of half_unit, at least half_tiny.
+  double half_unit = 0, half_tiny = 0;
   std::vector<double> q, k, v, dout;
   std::vector<double> out, lse, dq, dk, dv, out_bound, lse_bound, dq_bound, dk_bound, dv_bound;
 
@@ -64,9 +66,10 @@ struct AttentionReference {
       weight[t] = std::exp(score[t] - lse[i]);
       for (int64_t j = 0; j < d; ++j) {
         o[j] += weight[t] * v[t * d + j];
-        o_bound[j] += ((2 * score_error + 2 * summing) * weight[t] + kFlush) * std::fabs(v[t * d + j]);
+        o_bound[j] += ((2 * score_error + 2 * summing + half_unit) * weight[t] + kFlush + half_tiny) * std::fabs(v[t * d + j]);
       }
     }
+    for (int64_t j = 0; j < d; ++j) o_bound[j] += half_unit * std::fabs(o[j]) + half_tiny;
     gradients(i, score_error + lse_bound[i] + 8 * kUnit, weight);
   }
 
@@ -78,8 +81,8 @@ struct AttentionReference {
       const double* value = &v[t * d];
       const double dweight = dot(g, value), dscore = weight[t] * (dweight - delta);
       const double dweight_error = (d + 1) * kUnit * dot_abs(g, value);
-      const double dscore_error = weight[t] * (dweight_error + delta_error) + (weight_error + 2 * kUnit) * std::fabs(dscore) +
-                                  kFlush * (1 + std::fabs(dweight) + std::fabs(delta));
+      const double dscore_error = weight[t] * (dweight_error + delta_error) + (weight_error + 2 * kUnit + half_unit) * std::fabs(dscore) +
+                                  half_tiny + kFlush * (1 + std::fabs(dweight) + std::fabs(delta));
       // Sums over keys (dq) and over rows (dk, dv, n of them per head of a group of at most 16) add their own rounding.
       const double by_keys = dscore_error + (weight.size() + 2) * kUnit * std::fabs(dscore);
       const double by_rows = dscore_error + (16 * n + 2) * kUnit * std::fabs(dscore);
@@ -89,7 +92,7 @@ struct AttentionReference {
         dv[t * d + j] += weight[t] * g[j];
         dq_bound[i * d + j] += scale * by_keys * std::fabs(k[t * d + j]);
         dk_bound[t * d + j] += scale * by_rows * std::fabs(q[i * d + j]);
-        dv_bound[t * d + j] += ((weight_error + (16 * n + 2) * kUnit) * weight[t] + kFlush) * std::fabs(g[j]);
+        dv_bound[t * d + j] += ((weight_error + half_unit + (16 * n + 2) * kUnit) * weight[t] + kFlush + half_tiny) * std::fabs(g[j]);
       }
     }
   }

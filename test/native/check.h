@@ -20,6 +20,14 @@
 
 namespace plumbline_test {
 
+#ifdef PLUMBLINE_EMULATED_ONLY
+constexpr bool kEmulatedOnly = true;   // a sanitizer watches the kernels and the test, slowly; what is about the CPU backend is left out
+#else
+constexpr bool kEmulatedOnly = false;
+#endif
+// Of a CPU backend that stands beside one with a single thread. A pool that ThreadSanitizer did not see built looks like races to it.
+constexpr int32_t kTwoThreads = kEmulatedOnly ? 1 : 2;
+
 inline long passed = 0, failed = 0, skipped = 0;
 
 inline bool report(bool ok, const char* file, int line, const char* expression, const char* format, ...) __attribute__((format(printf, 5, 6)));
@@ -109,4 +117,6 @@ struct Noise {
   } while (0)
 
 using plumbline_test::finish;
+using plumbline_test::kEmulatedOnly;
+using plumbline_test::kTwoThreads;
 using plumbline_test::Noise;

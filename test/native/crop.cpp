@@ -52,7 +52,7 @@ double interpolated(const Case& c, const std::vector<uint8_t>& box, int32_t y, i
   return (sample(y0, x0) * (1 - fx) + sample(y0, x1) * fx) * (1 - fy) + (sample(y1, x0) * (1 - fx) + sample(y1, x1) * fx) * fy;
 }
 
-void check_case(CpuBackend& backend, const char* name, const Case& c, bool truncated, int64_t limit) {
+void check_case(Backend& backend, const char* name, const Case& c, bool truncated, int64_t limit) {
   const std::vector<uint8_t> image = picture(c, 3, limit), box = cut(c, image);
   const int64_t size = int64_t{c.to_height} * c.to_width * 3;
   Guarded<float> rows(row_floats(c)), alone(row_floats(c)), want(row_floats(c));
@@ -74,6 +74,13 @@ void check_case(CpuBackend& backend, const char* name, const Case& c, bool trunc
   }
   backend.patch_rows(pixels.data(), 1, c.to_height, c.to_width, c.patch, c.merge, c.temporal, kMean, kStd, want.data());
   CHECK(rows == want, "%s rows", name);
+  if (is_emulated(backend)) {
+    CpuBackend cpu(1);
+    Guarded<float> cpu_rows(row_floats(c));
+    Guarded<uint8_t> cpu_pixels(size);
+    cpu.crop_patches(request(c, image, truncated), cpu_rows.data(), cpu_pixels.data());
+    CHECK(rows == cpu_rows && pixels == cpu_pixels, "%s: other bits than the CPU's", name);
+  }
   CHECK(rows.intact() && pixels.intact(), "%s wrote outside", name);
 }
 
@@ -94,7 +101,7 @@ void test_threads() {
   const Case c{700, 900, 10, 20, 890, 690, 560, 700, 14, 2, 2};
   const std::vector<uint8_t> image = picture(c, 4, 256);
   for (const bool truncated : {false, true}) {
-    CpuBackend one(1), two(2);
+    CpuBackend one(1), two(kTwoThreads);
     Guarded<float> a(row_floats(c)), b(row_floats(c));
     one.crop_patches(request(c, image, truncated), a.data(), nullptr);
     two.crop_patches(request(c, image, truncated), b.data(), nullptr);
@@ -105,7 +112,7 @@ void test_threads() {
 }  // namespace
 
 int main() {
-  for_each_variant([](CpuBackend& backend, const char* name) {
+  for_each_backend([](Backend& backend, const char* name) {
     for (const Case& c : kCases)
       for (const bool truncated : {false, true})
         for (const int64_t limit : {2, 256}) check_case(backend, name, c, truncated, limit);

@@ -4,6 +4,7 @@
 
 #include "variants.h"
 
+using plumbline::Backend;
 using plumbline::CpuBackend;
 
 namespace {
@@ -33,7 +34,7 @@ struct Outputs {
   bool operator==(const Outputs& other) const { return loss == other.loss && gradient == other.gradient && argmax == other.argmax; }
 };
 
-Outputs run(CpuBackend& backend, const Case& c) {
+Outputs run(Backend& backend, const Case& c) {
   Outputs out(c);
   backend.cross_entropy(c.logits.data(), c.targets.data(), c.scale, out.loss.data(), out.argmax.data(), out.gradient.data(), c.R, c.V);
   return out;
@@ -69,7 +70,7 @@ void test_values() {
       if (V == 152064 && size != 30.0f) continue;
       const Case c(V > 5000 ? 3 : 6, V, size);
       Outputs first(c);
-      for_each_variant([&](CpuBackend& backend, const char* name) {
+      for_each_backend([&](Backend& backend, const char* name) {
         const std::string where = std::string(name) + " V " + std::to_string(V) + " size " + std::to_string(size);
         Outputs out = run(backend, c);
         check(c, out, where.c_str());
@@ -87,12 +88,12 @@ void test_values() {
 void test_same_bits() {
   const Case c(300, 320, 5.0f);
   for (const plumbline::Isa isa : {plumbline::Isa::baseline, plumbline::best_isa()}) {
-    CpuBackend one(1), two(2);
+    CpuBackend one(1), two(kTwoThreads);
     one.set_isa(isa), two.set_isa(isa);
     const Outputs a = run(one, c), b = run(two, c), again = run(two, c);
     CHECK(a == b && b == again, "threads or a second run change bits");
   }
-  Outputs out = run(*std::make_unique<CpuBackend>(2), c);
+  Outputs out = run(*std::make_unique<CpuBackend>(kTwoThreads), c);
   check(c, out, "300 rows");
 }
 
@@ -110,7 +111,7 @@ int64_t first_largest(const std::vector<float>& row) {  // of the numbers; 0 whe
 }
 
 // The row starts at three places of a longer one, filled with -inf: at its start, across two blocks, and at its end.
-void test_special(CpuBackend& backend, const char* name) {
+void test_special(Backend& backend, const char* name) {
   const std::vector<Special> rows = {
       {"-inf beside numbers", {0, -kInf, 0}, std::log(2.0)},
       {"target -inf", {-kInf, 0, 1}, HUGE_VAL},
@@ -149,6 +150,6 @@ void test_special(CpuBackend& backend, const char* name) {
 int main() {
   test_values();
   test_same_bits();
-  for_each_variant(test_special);
+  for_each_backend(test_special);
   return finish_variants();
 }

@@ -4,7 +4,7 @@
 
 #include "variants.h"
 
-using plumbline::CpuBackend;
+using plumbline::Backend;
 using plumbline::Filter;
 
 namespace {
@@ -69,7 +69,7 @@ void test_resize() {
         const std::vector<uint8_t> image = bytes(int64_t{s.height} * s.width * channels, 51);
         const std::vector<uint8_t> wide = resample(image, s.height, s.width, channels, s.to_width, filter);
         const std::vector<uint8_t> want = resample(wide, 1, s.height, int64_t{s.to_width} * channels, s.to_height, filter);
-        for_each_variant([&](CpuBackend& backend, const char* name) {
+        for_each_backend([&](Backend& backend, const char* name) {
           Guarded<uint8_t> out(static_cast<int64_t>(want.size()));  // the source is bare: the address sanitizer sees a byte read past it
           backend.resize(image.data(), s.height, s.width, channels, out.data(), s.to_height, s.to_width, filter);
           CHECK(out == Guarded<uint8_t>(out.size(), want), "%s %dx%dx%d -> %dx%d filter %d", name, s.height, s.width, channels, s.to_height,
@@ -79,7 +79,7 @@ void test_resize() {
 }
 
 void test_constant() {  // weights sum to 1 in fixed point: a flat picture stays flat
-  for_each_variant([](CpuBackend& backend, const char* name) {
+  for_each_backend([](Backend& backend, const char* name) {
     for (const uint8_t value : {0, 1, 127, 254, 255}) {
       const std::vector<uint8_t> image(37 * 53 * 3, value), want(91 * 20 * 3, value);
       Guarded<uint8_t> out(91 * 20 * 3);
@@ -118,7 +118,7 @@ void test_patch_rows() {
   for (const Frames& f : cases) {
     const std::vector<uint8_t> frames = bytes(int64_t{f.count} * f.height * f.width * 3, 52);
     const std::vector<double> want = expected_rows(f, frames, mean, std);
-    for_each_variant([&](CpuBackend& backend, const char* name) {
+    for_each_backend([&](Backend& backend, const char* name) {
       Guarded<float> rows(static_cast<int64_t>(want.size()));
       backend.patch_rows(frames.data(), f.count, f.height, f.width, f.patch, f.merge, f.temporal, mean, std, rows.data());
       for (int64_t i = 0; i < rows.size(); ++i) {

@@ -4,8 +4,10 @@
 // Bound: a sum of K products in f32, in whatever order, fused or not, is off by at most K eps/2 * sum |a||b| (Higham, Accuracy and
 // Stability, 3.1, first order); bias and the old value of an accumulated result add two roundings. eps = 2^-23. The factor
 // 1.01 covers the second order for K <= 20000. bf16 weights are exact numbers here: the reference uses the same.
+#include <utility>
 #include <vector>
 
+#include "../../cuda/cuda_backend.h"
 #include "../../src/cpu/cpu_backend.h"
 #include "check.h"
 
@@ -21,16 +23,16 @@ constexpr double kHalfEps = 1.0 / (1 << 24);
 constexpr float kSentinel = 12345.0f;
 constexpr size_t kGuard = 64;
 
-// An output between sentinels, at an address that no vector load is aligned to.
+// An output between sentinels, `shift` floats after an aligned address: at 1 no vector access is aligned.
 struct Guarded {
   std::vector<float> memory;
-  size_t size;
-  explicit Guarded(size_t n) : memory(n + 2 * kGuard + 1, kSentinel), size(n) {}
-  float* data() { return memory.data() + kGuard + 1; }
+  size_t size, shift;
+  explicit Guarded(size_t n, size_t shift_ = 1) : memory(n + 2 * kGuard + shift_, kSentinel), size(n), shift(shift_) {}
+  float* data() { return memory.data() + kGuard + shift; }
   bool intact() const {
-    for (size_t i = 0; i <= kGuard; ++i)
+    for (size_t i = 0; i < kGuard + shift; ++i)
       if (memory[i] != kSentinel) return false;
-    for (size_t i = kGuard + 1 + size; i < memory.size(); ++i)
+    for (size_t i = kGuard + shift + size; i < memory.size(); ++i)
       if (memory[i] != kSentinel) return false;
     return true;
   }
@@ -97,10 +99,10 @@ void compare(const char* what, Guarded& got, const Reference& want, int64_t dept
   CHECK(got.intact(), "%s: wrote outside its result", what);
 }
 
-// Runs `body` into two guarded copies of `old` and wants the same bits twice.
+// Runs `body` into two guarded copies of `old`, one of them aligned, and wants the same bits twice.
 template <typename Body>
 Guarded run_twice(const char* what, const std::vector<float>& old, bool poison, const Body& body) {
-  Guarded first(old.size()), second(old.size());
+  Guarded first(old.size()), second(old.size(), 0);
   for (Guarded* out : {&first, &second}) {
     for (size_t i = 0; i < old.size(); ++i) out->data()[i] = poison ? NAN : old[i];
     body(out->data());
@@ -109,9 +111,9 @@ Guarded run_twice(const char* what, const std::vector<float>& old, bool poison, 
   return first;
 }
 
-void linear_case(CpuBackend& backend, const Case& c, const char* setup) {
+void linear_case(Backend& backend, const Case& c, const char* setup, int modes = 4) {
   const auto at = [](const std::vector<float>& v, int64_t i) { return v[static_cast<size_t>(i)]; };
-  for (int mode = 0; mode < 4; ++mode) {
+  for (int mode = 4 - modes; mode < 4; ++mode) {
     const bool use_bias = mode & 1, accumulate = mode & 2;
     const Reference want = reference(
         c.M, c.N, c.K,
@@ -132,7 +134,7 @@ void linear_case(CpuBackend& backend, const Case& c, const char* setup) {
   }
 }
 
-void grad_case(CpuBackend& backend, const Case& c, const char* setup) {
+void grad_case(Backend& backend, const Case& c, const char* setup) {
   const auto at = [](const std::vector<float>& v, int64_t i) { return v[static_cast<size_t>(i)]; };
   char what[200];
   for (bool accumulate : {false, true}) {
@@ -190,9 +192,9 @@ void rows_alone(CpuBackend& backend, const char* setup) {
 }
 
 // NaN and infinity reach the results they belong to and no other (the padding of a panel must not turn inf into NaN elsewhere).
-void not_finite(CpuBackend& backend, const char* setup) {
-  for (int64_t M : {3, 29}) {
-    Case c(M, 37, 53);
+void not_finite(Backend& backend, const char* setup) {
+  for (const auto& [M, K] : {std::pair<int64_t, int64_t>{3, 53}, {29, 53}, {9, 56}}) {
+    Case c(M, 37, K);
     c.x[static_cast<size_t>(1 * c.K + 50)] = NAN;
     c.w[static_cast<size_t>(20 * c.K + 7)] = INFINITY;
     std::vector<float> y(static_cast<size_t>(M * c.N));
@@ -204,6 +206,28 @@ void not_finite(CpuBackend& backend, const char* setup) {
         ok = ok && (i == 1 ? std::isnan(got) : j == 20 ? std::isinf(got) : std::isfinite(got));
       }
     CHECK(ok, "%s: NaN and infinity, %lld rows", setup, static_cast<long long>(M));
+  }
+}
+
+// A value that bf16 rounds to infinity: kernels that split f32 into bf16 parts must notice.
+void largest_values(Backend& backend, const char* setup) {
+  for (int64_t M : {9, 29}) {
+    Case c(M, 37, 56);
+    c.x[static_cast<size_t>(2 * c.K + 1)] = 3.4e38f;
+    for (bool bf16 : {false, true}) {
+      std::vector<float> y(static_cast<size_t>(M * c.N));
+      backend.linear(c.x.data(), c.weight(bf16), nullptr, y.data(), M, false);
+      for (int64_t j = 0; j < c.N; ++j) {
+        double want = 0, size = 0;
+        for (int64_t k = 0; k < c.K; ++k) {
+          const double product = static_cast<double>(c.x[static_cast<size_t>(2 * c.K + k)]) * c.w[static_cast<size_t>(j * c.K + k)];
+          want += product;
+          size += std::fabs(product);
+        }
+        CHECK_CLOSE(y[static_cast<size_t>(2 * c.N + j)], want, kHalfEps * static_cast<double>(c.K + 2) * size, "%s: %lld rows, column %lld", setup,
+                    static_cast<long long>(M), static_cast<long long>(j));
+      }
+    }
   }
 }
 
@@ -289,9 +313,38 @@ void accounting_and_cancel() {
   backend.set_cancel(nullptr);
 }
 
+// The kernels of cuda/, each path of their plan and the edges of their tiles: few rows, few columns, short sums, tiles, slices of K.
+void emulated_kernels() {
+  CudaBackend backend;
+  const char* const setup = "emulated cuda";
+  const int modes = kEmulatedOnly ? 1 : 4;  // with bias and old values, which read the most
+  CHECK(std::string(backend.gemm_library()) == "own kernels", "%s", backend.gemm_library());
+  for (const int64_t M : {0, 1, 2, 5, 16})
+    for (const int64_t size : {0, 1, 7, 33}) {
+      const Case c(M, size, size == 0 ? 5 : 40 - size);
+      linear_case(backend, c, setup, modes);
+      grad_case(backend, c, setup);
+    }
+  const int64_t sizes[][3] = {{1, 20, 264}, {3, 9, 1032}, {5, 33, 24},  {16, 70, 520}, {9, 300, 40},  {40, 2, 131},  {300, 1, 264},
+                              {70, 3, 40},  {37, 35, 0},  {37, 0, 20},  {37, 35, 1},   {17, 17, 17},  {37, 65, 72}};
+  for (const auto& [M, N, K] : sizes) {
+    const Case c(M, N, K);
+    linear_case(backend, c, setup, modes);
+    grad_case(backend, c, setup);
+  }
+  // Large ones, with bias and old values: several tiles each way, slices of K, nine tiles of rows (a band and one more).
+  const int64_t large[][3] = {{129, 130, 33}, {33, 40, 1100}, {1030, 130, 17}, {20, 300, 170}};
+  for (const auto& [M, N, K] : large) linear_case(backend, Case(M, N, K), setup, 1);
+  grad_case(backend, Case(150, 40, 24), setup);
+  not_finite(backend, setup);
+  largest_values(backend, setup);
+}
+
 }  // namespace
 
 int main() {
+  emulated_kernels();
+  if (kEmulatedOnly) return finish();
   setup_and_memory();
   accounting_and_cancel();
   long_k(GemmKind::portable);
@@ -335,6 +388,7 @@ int main() {
         }
         if (kind == GemmKind::portable) rows_alone(backend, setup);
         not_finite(backend, setup);
+        largest_values(backend, setup);
       }
     }
   }

@@ -4,6 +4,7 @@
 
 #include "variants.h"
 
+using plumbline::Backend;
 using plumbline::CpuBackend;
 
 namespace {
@@ -33,7 +34,7 @@ struct Outputs {
   bool intact() const { return y.intact() && mean.intact() && rstd.intact() && dx.intact() && dw.intact() && db.intact(); }
 };
 
-Outputs run(CpuBackend& backend, const Case& c, bool centred, bool accumulate, bool weights = true) {
+Outputs run(Backend& backend, const Case& c, bool centred, bool accumulate, bool weights = true) {
   Outputs out(c, accumulate);
   float *dw = weights ? out.dw.data() : nullptr, *db = weights ? out.db.data() : nullptr;
   if (centred) {
@@ -42,7 +43,7 @@ Outputs run(CpuBackend& backend, const Case& c, bool centred, bool accumulate, b
                             accumulate);
   } else {
     backend.rms_norm(c.x.data(), c.w.data(), kEps, out.y.data(), out.rstd.data(), c.T, c.C);
-    backend.rms_norm_grad(c.dy.data(), c.x.data(), c.w.data(), out.rstd.data(), out.dx.data(), dw, c.T, c.C, accumulate);
+    backend.rms_norm_grad(c.dy.data(), c.x.data(), c.w.data(), out.rstd.data(), out.dx.data(), dw, nullptr, c.T, c.C, accumulate);
   }
   return out;
 }
@@ -98,7 +99,7 @@ void test_values() {
       for (const int64_t T : {int64_t{0}, int64_t{1}, int64_t{7}, int64_t{129}}) {
         if (T == 129 && C > 1000) continue;
         const Case c(T, C);
-        for_each_variant([&](CpuBackend& backend, const char* name) {
+        for_each_backend([&](Backend& backend, const char* name) {
           const std::string where = std::string(centred ? "layer " : "rms ") + std::to_string(T) + "x" + std::to_string(C) + " " + name;
           const bool accumulate = (T + C) % 2 == 0;
           Outputs out = run(backend, c, centred, accumulate);
@@ -112,7 +113,7 @@ void test_same_bits() {
   const Case c(331, 1000);
   for (const bool centred : {false, true})
     for (const plumbline::Isa isa : {plumbline::Isa::baseline, plumbline::best_isa()}) {
-      CpuBackend one(1), two(2);
+      CpuBackend one(1), two(kTwoThreads);
       one.set_isa(isa), two.set_isa(isa);
       const Outputs a = run(one, c, centred, false), b = run(two, c, centred, false), again = run(two, c, centred, false);
       CHECK(a.y == b.y && a.mean == b.mean && a.rstd == b.rstd && a.dx == b.dx && a.dw == b.dw && a.db == b.db, "threads change bits");
@@ -123,10 +124,38 @@ void test_same_bits() {
     }
 }
 
+// The norms are those of dx as written, also where the squares leave f32's range; the widest rows; and rows that are not aligned.
+void test_dx_norm() {
+  for_each_backend([&](Backend& backend, const char* name) {
+    for (const int64_t C : {int64_t{1}, int64_t{33}, int64_t{128}, int64_t{1536}, int64_t{3584}, int64_t{5120}, int64_t{8196}})
+      for (const bool accumulate : {false, true})
+        for (const int64_t shift : {0, 1}) {
+          Case c(5, C);
+          for (int64_t i = 0; i < C; ++i) c.dy[static_cast<size_t>(C + i)] *= 1e-24f, c.dy[static_cast<size_t>(2 * C + i)] *= 1e20f;
+          c.dx.assign(c.dx.size(), 0.0f);
+          std::vector<float> dy(static_cast<size_t>(shift));
+          dy.insert(dy.end(), c.dy.begin(), c.dy.end());
+          Outputs out(c, accumulate), aligned(c, accumulate);
+          Guarded<float> norm(c.T);
+          backend.rms_norm(c.x.data(), c.w.data(), kEps, out.y.data(), out.rstd.data(), c.T, c.C);
+          backend.rms_norm_grad(c.dy.data(), c.x.data(), c.w.data(), out.rstd.data(), aligned.dx.data(), aligned.dw.data(), nullptr, c.T, c.C, accumulate);
+          backend.rms_norm_grad(dy.data() + shift, c.x.data(), c.w.data(), out.rstd.data(), out.dx.data(), out.dw.data(), norm.data(), c.T, c.C, accumulate);
+          for (int64_t t = 0; t < c.T; ++t) {
+            double square = 0, size = 0;
+            for (int64_t i = 0; i < C; ++i) square += static_cast<double>(out.dx[t * C + i]) * out.dx[t * C + i], size = std::max(size, std::fabs(static_cast<double>(out.dx[t * C + i])));
+            CHECK_CLOSE(norm[t], std::sqrt(square), 2 * kUnit * std::sqrt(square) + kTiny * kUnit, "%s norm of row %ld, C %ld", name, t, C);
+            for (int64_t i = 0; i < C; ++i)  // the two paths add in other orders
+              CHECK_CLOSE(out.dx[t * C + i], aligned.dx[t * C + i], (C / 16.0 + 32) * 4 * kUnit * size, "%s row %ld of C %ld", name, t, C);
+          }
+          CHECK(norm.intact() && out.intact(), "%s wrote outside", name);
+        }
+  });
+}
+
 // With one channel a layer norm's output is its bias, whatever x: the gradient is exactly 0, although rstd is 1000.
 void test_one_channel() {
   const Case c(33, 1);
-  for_each_variant([&](CpuBackend& backend, const char* name) {
+  for_each_backend([&](Backend& backend, const char* name) {
     Outputs out = run(backend, c, true, false);
     for (int64_t t = 0; t < c.T; ++t) CHECK(out.y[t] == c.b[0] && out.dx[t] == 0, "%s row %ld: dx %g", name, t, static_cast<double>(out.dx[t]));
   });
@@ -135,7 +164,7 @@ void test_one_channel() {
 // A row's result does not depend on its neighbours; NaN and inf stay in their row.
 void test_rows_alone() {
   Case c(3, 129);
-  for_each_variant([&](CpuBackend& backend, const char* name) {
+  for_each_backend([&](Backend& backend, const char* name) {
     for (const bool centred : {false, true})
       for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), 1e30f}) {
         Case broken = c;
@@ -159,6 +188,7 @@ void test_rows_alone() {
 int main() {
   test_values();
   test_same_bits();
+  test_dx_norm();
   test_one_channel();
   test_rows_alone();
   return finish_variants();

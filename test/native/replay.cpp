@@ -166,10 +166,10 @@ struct Output {
   bool intact() const { return used.intact() && selected.intact() && window.intact() && weight.intact(); }
 };
 
-Output run(CpuBackend& backend, const Problem& p) {
+Output run(Backend& backend, const Problem& p) {
   const int64_t K = p.cu_selected.back();
   Output out{Guarded<uint8_t>(p.cu_tokens.back(), p.used), Guarded<int32_t>(K), Guarded<int32_t>(6 * p.B()), Guarded<float>(K)};
-  backend.select_patches(p.rule, p.layout(), p.saliency.data(), out.used.data(), out.selected.data(), out.weight.data(), out.window.data());
+  backend.select_patches(p.rule, p.layout(), p.saliency.data(), out.used.data(), out.selected.data(), out.weight.data(), out.window.data(), nullptr);
   return out;
 }
 
@@ -192,19 +192,100 @@ void check_problem(const Problem& p, Output& out, int number) {
 }
 
 void test_selection() {
-  CpuBackend one(1), two(2);
+  CpuBackend one(1), two(kTwoThreads);
+  CudaBackend emulated;
   Noise noise(5);
-  for (int number = 0; number < 10000; ++number) {
+  for (int number = 0; number < (kEmulatedOnly ? 2000 : 10000); ++number) {
     const Problem p = random_problem(noise);
     Output a = run(one, p);
     CHECK(run(two, p) == a, "problem %d: threads", number);
     CHECK(run(one, p) == a, "problem %d: a second run", number);
     check_problem(p, a, number);
+    if (number % 10 != 0) continue;
+    Output b = run(emulated, p);
+    check_problem(p, b, number);
   }
 }
 
+// More candidates, and more selected, than the kernels keep at hand: digits are searched, keys sorted in place.
+void test_many() {
+  Noise noise(15);
+  CpuBackend cpu(1);
+  CudaBackend emulated;
+  for (const int32_t patches : {5, 256, 257, 700, 2999, 3000})
+    for (const int64_t kind : {0, 1, 2, 5})
+      for (const bool topk_order : {false, true}) {
+        Problem p;
+        p.rule = {patches, 4, 0, ReplayWeights::mean_preserving, false, topk_order, topk_order};
+        p.grid = {40, 50, 1, 1000};
+        p.cu_tokens = {0, 3000};
+        p.cu_pictures = {0, 2};
+        for (int32_t i = 0; i < 3000; ++i) p.saliency.push_back(any_score(noise, kind));
+        p.used.assign(3000, 0);
+        for (int32_t i = 0; i < 3000; i += 7) p.used[i] = 1;
+        p.cu_selected = {0, replay_count(p.rule, 3000, 429)};
+        Output a = run(cpu, p), b = run(emulated, p);
+        check_problem(p, a, patches);
+        check_problem(p, b, patches);
+      }
+}
+
+// A table too large for shared memory, and a picture larger than the fixed grid.
+void test_large_grid() {
+  Noise noise(16);
+  CudaBackend emulated;
+  for (const int32_t fixed : {0, 11}) {
+    Problem p;
+    p.rule = {300, 7, fixed, ReplayWeights::softmax, false, false, false};
+    p.grid = {3, 2, 210, 130};
+    p.cu_tokens = {0, 6, 27306};
+    p.cu_pictures = {0, 1, 2};
+    for (int32_t i = 0; i < 27306; ++i) p.saliency.push_back(any_score(noise, 5));
+    p.used.assign(27306, 0);
+    p.cu_selected = {0, 6, 306};
+    Output out = run(emulated, p);
+    check_problem(p, out, fixed);
+  }
+}
+
+// The blocks: w_i from[row_i], or their sum.
+void test_gather() {
+  for_each_backend([](Backend& backend, const char* name) {
+    Noise source(17);
+    for (const int64_t C : {1, 5, 64, 129, 520, 1536})
+      for (const bool mix : {false, true}) {
+        Problem p;
+        p.rule = {9, 2, 0, ReplayWeights::mean_preserving, mix, false, false};
+        p.grid = {3, 4, 5, 7, 1, 2};
+        p.cu_tokens = {0, 12, 12, 49};
+        p.cu_pictures = {0, 1, 1, 3};
+        p.cu_selected = {0, 9, 9, 18};
+        const std::vector<int32_t> cu_rows = mix ? std::vector<int32_t>{0, 1, 1, 2} : p.cu_selected;
+        std::vector<int32_t> row;
+        for (int32_t i = 0; i < 49; ++i) p.saliency.push_back(any_score(source, 5)), row.push_back(static_cast<int32_t>(source.below(60)));
+        p.used.assign(49, 0);
+        const std::vector<float> from = noise(60 * C, 18);
+        Output o{Guarded<uint8_t>(49, p.used), Guarded<int32_t>(18), Guarded<int32_t>(18), Guarded<float>(18)};
+        Guarded<float> out(cu_rows.back() * C);
+        const ReplayRows rows{from.data(), row.data(), cu_rows.data(), out.data(), C};
+        backend.select_patches(p.rule, p.layout(), p.saliency.data(), o.used.data(), o.selected.data(), o.weight.data(), o.window.data(), &rows);
+        check_problem(p, o, static_cast<int>(C));
+        CHECK(out.intact(), "%s C %ld wrote outside", name, C);
+        std::vector<double> want(static_cast<size_t>(out.size()), 0.0), size = want;
+        for (int32_t b = 0; b < 3; ++b)
+          for (int32_t i = p.cu_selected[b]; i < p.cu_selected[b + 1]; ++i)
+            for (int64_t c = 0; c < C; ++c) {
+              const int64_t at = (mix ? cu_rows[b] : i) * C + c;
+              const double term = static_cast<double>(o.weight[i]) * static_cast<double>(from[row[p.first(b) + o.selected[i]] * C + c]);
+              want[at] += term, size[at] += std::fabs(term);
+            }
+        for (int64_t i = 0; i < out.size(); ++i) CHECK_CLOSE(out[i], want[i], 10 * kUnit * size[i], "%s C %ld mix %d element %ld", name, C, mix, i);
+      }
+  });
+}
+
 // Step after step until nothing is left: each token once, and never NaN.
-void test_steps() {
+void test_steps(Backend& backend) {
   Problem p;
   p.rule = {7, 3, 0, ReplayWeights::mean_preserving, false, false, false};
   p.grid = {5, 6, 4, 4};
@@ -213,7 +294,6 @@ void test_steps() {
   p.saliency = noise(46, 9, 1e-3f);
   for (float& a : p.saliency) a = std::fabs(a);
   p.used.assign(46, 0);
-  CpuBackend backend(1);
   for (int32_t done = 0, step = 0; step < 8; ++step) {
     p.cu_selected = {0, replay_count(p.rule, 46, done)};
     CHECK(p.cu_selected[1] == std::max(0, std::min(7, 46 - done)), "step %d", step);
@@ -239,9 +319,9 @@ double objective(const Problem& p, const std::vector<double>& scores, const std:
   return value;
 }
 
-void test_gradient() {
+void test_gradient(Backend& backend) {
   Noise source(6);
-  for (int number = 0; number < 300; ++number) {
+  for (int number = 0; number < (kEmulatedOnly ? 60 : 300); ++number) {
     Problem p;
     p.rule = {static_cast<int32_t>(1 + source.below(12)), 3, 0, number % 2 ? ReplayWeights::softmax : ReplayWeights::mean_preserving,
               source.below(2) == 0, source.below(2) == 0, false};
@@ -258,7 +338,6 @@ void test_gradient() {
       marked += p.used.back();
     }
     p.cu_selected = {0, replay_count(p.rule, n, marked)};
-    CpuBackend backend(1);
     Output out = run(backend, p);
     const std::vector<int32_t> selected(out.selected.data(), out.selected.data() + p.cu_selected[1]);
     const std::vector<float> dweight = noise(p.cu_selected[1], 7 + static_cast<uint64_t>(number));
@@ -276,7 +355,7 @@ void test_gradient() {
 }
 
 // Weights that were equal for want of scores send nothing back.
-void test_equal_gradient() {
+void test_equal_gradient(Backend& backend) {
   const std::vector<std::vector<float>> rows = {{0, 0, 0, 0}, {kInf, 1, 1, 1}, {kNaN, 1, 1, 1}, {-kInf, -kInf, -kInf, -kInf}, {kNaN, kNaN, kNaN, kNaN}};
   for (const ReplayWeights kind : {ReplayWeights::softmax, ReplayWeights::mean_preserving})
     for (const auto& row : rows) {
@@ -289,7 +368,6 @@ void test_equal_gradient() {
       p.cu_selected = {0, 4};
       p.saliency = row;
       p.used.assign(4, 0);
-      CpuBackend backend(1);
       Output out = run(backend, p);
       check_problem(p, out, 0);
       const std::vector<float> dweight = noise(4, 8);
@@ -303,8 +381,13 @@ void test_equal_gradient() {
 
 int main() {
   test_selection();
-  test_steps();
-  test_gradient();
-  test_equal_gradient();
-  return finish();
+  test_many();
+  test_large_grid();
+  test_gather();
+  for_each_backend([](Backend& backend, const char*) {
+    test_steps(backend);
+    test_gradient(backend);
+    test_equal_gradient(backend);
+  });
+  return finish_variants();
 }

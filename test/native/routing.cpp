@@ -66,13 +66,13 @@ Routed brute(const Scores& s, RouteRule rule, float threshold, int32_t alpha) {
 }
 
 // best: alpha places per sequence.
-Routed run(CpuBackend& backend, const Scores& s, RouteRule rule, float threshold, int32_t alpha, std::vector<float>& best, std::vector<int32_t>& count) {
+Routed run(Backend& backend, const Scores& s, RouteRule rule, float threshold, int32_t alpha, std::vector<float>& best, std::vector<int32_t>& count) {
   std::vector<float*> lists;
   for (int32_t b = 0; b < s.B(); ++b) lists.push_back(best.data() + b * alpha);
   const bool prefix = rule == RouteRule::prefix_topk;
   Guarded<int32_t> rows(s.T()), cu(s.B() + 1), order(s.T());
-  const RouteTokens route = {rule, s.B(), s.cu.data(), threshold, alpha, prefix ? lists.data() : nullptr, prefix ? count.data() : nullptr};
-  backend.route_tokens(route, s.values.data(), rows.data(), cu.data(), rule == RouteRule::topk ? order.data() : nullptr);
+  const RouteTokens route = {rule, s.B(), s.cu.data(), &threshold, alpha, prefix ? lists.data() : nullptr, prefix ? count.data() : nullptr};
+  backend.route_tokens(route, s.values.data(), rows.data(), cu.data(), rule == RouteRule::topk ? order.data() : nullptr, RouteGate::raw, nullptr);
   CHECK(rows.intact() && cu.intact() && order.intact(), "wrote outside");
   Routed r;
   r.cu.assign(cu.data(), cu.data() + s.B() + 1);
@@ -82,30 +82,35 @@ Routed run(CpuBackend& backend, const Scores& s, RouteRule rule, float threshold
 }
 
 void test_route_tokens() {
-  CpuBackend one(1), two(2);
+  CpuBackend one(1), two(kTwoThreads);
+  CudaBackend emulated;
   Noise noise(3);
-  for (int number = 0; number < 3000; ++number) {
+  for (int number = 0; number < (kEmulatedOnly ? 600 : 3000); ++number) {
     const Scores s = random_scores(noise);
     const int32_t alpha = static_cast<int32_t>(1 + noise.below(12));
     const float thresholds[] = {-kInf, -0.5f, 0.0f, 0.5f, kInf, kNaN};
     const float threshold = thresholds[noise.below(6)];
     for (const RouteRule rule : {RouteRule::threshold, RouteRule::prefix_topk, RouteRule::topk}) {
       std::vector<float> best(static_cast<size_t>(s.B() * alpha), 7.0f);
-      std::vector<int32_t> count(static_cast<size_t>(s.B()), 0), count_two = count;
+      std::vector<int32_t> count(static_cast<size_t>(s.B()), 0), count_two = count, count_emulated = count;
+      std::vector<float> best_emulated = best;
       const Routed want = brute(s, rule, threshold, alpha), got = run(one, s, rule, threshold, alpha, best, count);
       const Routed other = run(two, s, rule, threshold, alpha, best, count_two);
       CHECK(got.rows == want.rows && got.cu == want.cu, "scores %d rule %d", number, static_cast<int>(rule));
       CHECK(other.rows == got.rows && other.cu == got.cu && other.order == got.order, "scores %d rule %d: threads", number, static_cast<int>(rule));
       if (rule == RouteRule::topk) CHECK(got.order == want.order, "scores %d order", number);
+      if (number % 4) continue;
+      const Routed kernel = run(emulated, s, rule, threshold, alpha, best_emulated, count_emulated);
+      CHECK(kernel.rows == want.rows && kernel.cu == want.cu, "emulated cuda: scores %d rule %d", number, static_cast<int>(rule));
+      if (rule == RouteRule::topk) CHECK(kernel.order == want.order, "emulated cuda: scores %d order", number);
     }
   }
 }
 
 // Chunk after chunk, with the state carried, is the whole.
-void test_chunks() {
-  CpuBackend backend(1);
+void check_chunks(Backend& backend, int numbers) {
   Noise noise(4);
-  for (int number = 0; number < 1000; ++number) {
+  for (int number = 0; number < numbers; ++number) {
     const Scores s = random_scores(noise);
     const int32_t alpha = static_cast<int32_t>(1 + noise.below(9));
     const Routed want = brute(s, RouteRule::prefix_topk, 0, alpha);
@@ -129,12 +134,19 @@ void test_chunks() {
       for (const int32_t i : run(backend, chunk, RouteRule::prefix_topk, 0, alpha, best, count).rows) rows.push_back(origin[i]);
     }
     std::sort(rows.begin(), rows.end());
-    CHECK(rows == want.rows, "scores %d in chunks", number);
+    CHECK(rows == want.rows, "%s: scores %d in chunks", backend.name(), number);
   }
 }
 
+void test_chunks() {
+  CpuBackend backend(1);
+  CudaBackend emulated;
+  if (!kEmulatedOnly) check_chunks(backend, 1000);
+  check_chunks(emulated, kEmulatedOnly ? 30 : 100);
+}
+
 void test_gates() {
-  for_each_variant([](CpuBackend& backend, const char* name) {
+  for_each_backend([](Backend& backend, const char* name) {
     Scores s;
     s.cu = {0, 0, 1, 34, 34, 1034, 1163};
     s.values = noise(1163, 51, 6.0f);
@@ -175,7 +187,7 @@ void test_gates() {
 }
 
 void test_special_gates() {
-  for_each_variant([](CpuBackend& backend, const char* name) {
+  for_each_backend([](Backend& backend, const char* name) {
     const int32_t cu[] = {0, 3, 6, 8};
     const float scores[] = {kNaN, kInf, -kInf, 1.0f, kNaN, 2.0f, 3.0f, 3.0f};
     float gates[8];

@@ -4,7 +4,7 @@
 #include "../../src/core/dtype.h"
 #include "variants.h"
 
-using plumbline::CpuBackend;
+using plumbline::Backend;
 using plumbline::DType;
 using plumbline::Weight;
 
@@ -29,7 +29,7 @@ struct Lists {
   int64_t target(int64_t i) const { return has_to ? to[static_cast<size_t>(i)] : i; }
 };
 
-void check_case(CpuBackend& backend, const char* name, const Lists& lists, int64_t n, int64_t C) {
+void check_case(Backend& backend, const char* name, const Lists& lists, int64_t n, int64_t C) {
   const std::vector<float> from = noise(kRows * C, 21), before = noise(kRows * C, 22);
   std::vector<uint16_t> narrow(from.size());
   for (size_t i = 0; i < from.size(); ++i) narrow[i] = plumbline::float_to_bf16(from[i]);
@@ -52,7 +52,7 @@ void check_case(CpuBackend& backend, const char* name, const Lists& lists, int64
 
 void test_special_bits() {  // widening keeps NaN, infinities, subnormals and the sign of zero
   const std::vector<uint16_t> bits = {0x7fc0, 0xffc1, 0x7f80, 0xff80, 0x0001, 0x8001, 0x8000, 0x3f80};
-  for_each_variant([&](CpuBackend& backend, const char* name) {
+  for_each_backend([&](Backend& backend, const char* name) {
     for (const int64_t C : {int64_t{8}, int64_t{32}, int64_t{37}}) {
       std::vector<uint16_t> row(static_cast<size_t>(C));
       for (size_t i = 0; i < row.size(); ++i) row[i] = bits[i % bits.size()];
@@ -70,7 +70,7 @@ void test_special_bits() {  // widening keeps NaN, infinities, subnormals and th
 }  // namespace
 
 int main() {
-  for_each_variant([](CpuBackend& backend, const char* name) {
+  for_each_backend([](Backend& backend, const char* name) {
     for (const int64_t C : kSizes)
       for (const int64_t n : {int64_t{0}, int64_t{1}, int64_t{33}, kRows})
         for (int form = 0; form < 4; ++form)

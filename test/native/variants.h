@@ -1,9 +1,11 @@
 #pragma once
-// Runs a test body once per instruction set that this machine has, with one and with two threads, and keeps outputs between guards.
+// Runs a test body once per instruction set that this machine has, with one and with two threads, and with the emulated kernels; keeps
+// outputs between guards.
 #include <algorithm>
 #include <string>
 #include <vector>
 
+#include "../../cuda/cuda_backend.h"
 #include "../../src/cpu/cpu_backend.h"
 #include "check.h"
 
@@ -24,6 +26,7 @@ struct Variant {
 
 template <typename Body>
 void for_each_variant(const Body& body) {
+  if (kEmulatedOnly) return;
   for (const plumbline::Isa isa : {plumbline::Isa::baseline, plumbline::Isa::avx2, plumbline::Isa::avx512}) {
     if (isa > plumbline::best_isa()) continue;  // counted by finish_variants
     for (const int32_t threads : {1, 2}) {
@@ -34,7 +37,19 @@ void for_each_variant(const Body& body) {
   }
 }
 
+// The same, then the CUDA backend whose kernels the host compiler built: device memory is host memory there. Slow: keep shapes small
+// where is_emulated().
+template <typename Body>
+void for_each_backend(const Body& body) {
+  for_each_variant([&](plumbline::CpuBackend& backend, const char* name) { body(static_cast<plumbline::Backend&>(backend), name); });
+  plumbline::CudaBackend emulated;
+  body(static_cast<plumbline::Backend&>(emulated), "emulated cuda");
+}
+
+inline bool is_emulated(const plumbline::Backend& backend) { return std::string(backend.name()) == "cuda"; }
+
 inline int finish_variants() {
+  if (kEmulatedOnly) return finish();
   if (plumbline::best_isa() < plumbline::Isa::avx2) skip("avx2: not on this machine");
   if (plumbline::best_isa() < plumbline::Isa::avx512) skip("avx512: not on this machine");
   return finish();
@@ -74,8 +89,10 @@ inline std::vector<float> noise(int64_t size, uint64_t seed, float scale = 1.0f)
 }  // namespace plumbline_test
 
 using plumbline_test::finish_variants;
+using plumbline_test::for_each_backend;
 using plumbline_test::for_each_variant;
 using plumbline_test::Guarded;
+using plumbline_test::is_emulated;
 using plumbline_test::kSizes;
 using plumbline_test::kTiny;
 using plumbline_test::kUnit;

@@ -1,39 +1,10 @@
 import { attention, attentionGrad, type AttentionOptions } from '../../lib/kernels';
-import { expectClose, expectGradient, random, refuses } from './support';
+import { attentionReference, type AttentionCase } from '../reference/attention';
+import { expectClose, expectGradient, offsets, random, refuses } from './support';
 
-interface Shape { queries: number[]; keys: number[]; heads: number; kvHeads: number; headDim: number; causal: boolean }
-
-const offsets = (lengths: readonly number[]): Int32Array => Int32Array.from([0, ...lengths.map((_, b) => lengths.slice(0, b + 1).reduce((a, n) => a + n, 0))]);
 const total = (lengths: readonly number[]): number => lengths.reduce((a, n) => a + n, 0);
 
-function reference(q: ArrayLike<number>, k: ArrayLike<number>, v: ArrayLike<number>, shape: Shape): { out: number[]; lse: number[] } {
-  const { heads, kvHeads, headDim: d, causal } = shape;
-  const [out, lse]: [number[], number[]] = [[], []];
-  let [firstQ, firstK] = [0, 0];
-  shape.queries.forEach((queries, b) => {
-    const keys = shape.keys[b]!;
-    for (let i = 0; i < queries; i++) for (let h = 0; h < heads; h++) {
-      const seen = causal ? keys - queries + i + 1 : keys;
-      const kv = Math.floor((h * kvHeads) / heads);
-      const keyAt = (j: number): number => ((firstK + j) * kvHeads + kv) * d;
-      const queryAt = ((firstQ + i) * heads + h) * d;
-      const scores = Array.from({ length: seen }, (_, j) => {
-        let dot = 0;
-        for (let c = 0; c < d; c++) dot += q[queryAt + c]! * k[keyAt(j) + c]!;
-        return dot / Math.sqrt(d);
-      });
-      const top = Math.max(...scores);
-      const sum = scores.reduce((a, s) => a + Math.exp(s - top), 0);
-      lse.push(top + Math.log(sum));
-      for (let c = 0; c < d; c++) out.push(scores.reduce((a, s, j) => a + (Math.exp(s - top) / sum) * v[keyAt(j) + c]!, 0));
-    }
-    firstQ += queries;
-    firstK += keys;
-  });
-  return { out, lse };
-}
-
-const shapes: Shape[] = [
+const shapes: AttentionCase[] = [
   { queries: [5, 1, 7], keys: [5, 1, 7], heads: 4, kvHeads: 2, headDim: 16, causal: true },
   { queries: [1, 1, 0, 1], keys: [9, 1, 3, 40], heads: 6, kvHeads: 2, headDim: 10, causal: true },
   { queries: [3, 0, 17], keys: [20, 4, 33], heads: 7, kvHeads: 1, headDim: 6, causal: true },
@@ -47,15 +18,15 @@ test.each(shapes)('%j', async (shape) => {
   const options: AttentionOptions = { heads, kvHeads, headDim, causal, cuQ: offsets(queries), cuK: offsets(keys) };
   const q = random(total(queries) * heads * headDim, 1);
   const [k, v] = [random(total(keys) * kvHeads * headDim, 2), random(total(keys) * kvHeads * headDim, 3)];
-  const want = reference(q, k, v, shape);
+  const want = attentionReference(q, k, v, shape);
   const got = await attention(q, k, v, options);
   expectClose(got.out, want.out);
   expectClose(got.lse, want.lse);
   const dout = random(q.length, 4);
   const { dq, dk, dv } = await attentionGrad(q, k, v, dout, options);
-  expectGradient(dq, (at) => reference(at, k, v, shape).out, q, dout);
-  expectGradient(dk, (at) => reference(q, at, v, shape).out, k, dout);
-  expectGradient(dv, (at) => reference(q, k, at, shape).out, v, dout);
+  expectGradient(dq, (at) => attentionReference(at, k, v, shape).out, q, dout);
+  expectGradient(dk, (at) => attentionReference(q, at, v, shape).out, k, dout);
+  expectGradient(dv, (at) => attentionReference(q, k, at, shape).out, v, dout);
 });
 
 test('the example of the documentation', async () => {
@@ -75,6 +46,8 @@ test('misuse', async () => {
   const x = random(8, 1);
   const good = { heads: 1, headDim: 4, cuQ: cu, cuK: cu };
   const call = (change: object): Promise<unknown> => attention(x, x, x, { ...good, ...change });
+  await refuses(call({ kvHeads: null }), 'ERR_ARGUMENT', '[attention] Expected kvHeads to be an integer from 1 to 1 but received null');
+  await refuses(call({ causal: null }), 'ERR_ARGUMENT', '[attention] Expected causal to be a boolean but received null');
   await refuses(call({ heads: 3, kvHeads: 2 }), 'ERR_RANGE', '[attention] Expected kvHeads to divide heads = 3 but received 2');
   await refuses(call({ cuQ: [0, 2] }), 'ERR_DTYPE', '[attention] Expected cuQ to be a Int32Array but received Array(2)');
   await refuses(call({ cuQ: new Int32Array(0) }), 'ERR_SHAPE', '[attention] Expected cuQ to have at least 1 element but received 0');

@@ -83,7 +83,7 @@ test('misuse', async () => {
   await refuses(attentionSaliency(x, random(4, 1), good), 'ERR_SHAPE', '[attentionSaliency] Expected k to have rows*kvHeads*headDim = 8 elements but received 4');
   await refuses(call({ lse: random(3, 1) }), 'ERR_SHAPE', '[attentionSaliency] Expected lse to have rows*heads = 2 elements but received 3');
   await refuses(call({ lse: [1, 2] }), 'ERR_DTYPE', '[attentionSaliency] Expected lse to be a Float32Array or a Tensor but received Array(2)');
-  await refuses(call({ colums: cu }), 'ERR_ARGUMENT', "[attentionSaliency] Expected options among heads, kvHeads, headDim, cuQ, cuK, columns, cuColumns, lse, output, signal but received 'colums'; did you mean 'columns'?");
+  await refuses(call({ colums: cu }), 'ERR_ARGUMENT', "[attentionSaliency] Expected options among heads, kvHeads, headDim, cuQ, cuK, columns, cuColumns, lse, output, signal, device but received 'colums'; did you mean 'columns'?");
   await refuses(call({ output: 'tensors' }), 'ERR_ARGUMENT', "[attentionSaliency] Expected output to be one of 'array', 'tensor' but received \"tensors\"; did you mean 'tensor'?");
   await refuses(attentionSaliencyGrad(x, x, x, good), 'ERR_SHAPE', '[attentionSaliencyGrad] Expected dsaliency to have as many as columns = 2 elements but received 8');
 });

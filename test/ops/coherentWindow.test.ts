@@ -93,5 +93,5 @@ test('misuse', async () => {
   await refuses(call({ used: Uint8Array.of(0, 1, 2, 0, 0, 0) }), 'ERR_RANGE', '[coherentWindow] Expected used to hold 0 and 1 but received 2 at 2');
   await refuses(coherentWindow(random(5, 1), good), 'ERR_SHAPE', '[coherentWindow] Expected scores to have the end of cuTokens = 6 elements but received 5');
   await refuses(coherentWindow(new Float64Array(6) as never, good), 'ERR_DTYPE', '[coherentWindow] Expected scores to be a Float32Array or a Tensor but received Float64Array(6)');
-  await refuses(call({ patch: 1 }), 'ERR_ARGUMENT', "[coherentWindow] Expected options among cuTokens, cuPictures, grids, patches, window, weights, used, output, signal but received 'patch'");
+  await refuses(call({ patch: 1 }), 'ERR_ARGUMENT', "[coherentWindow] Expected options among cuTokens, cuPictures, grids, patches, window, weights, used, output, signal, device but received 'patch'");
 });

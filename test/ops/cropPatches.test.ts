@@ -55,5 +55,5 @@ test('misuse', async () => {
   await refuses(call({ mean: [1] }), 'ERR_ARGUMENT', '[cropPatches] Expected mean to be an array of 3 numbers but received Array(1)');
   await refuses(call({ toHeight: 65520, toWidth: 65520 }), 'ERR_RANGE', '[cropPatches] Expected the result to have at most 8589934592 elements but received sizes 65520 x 65520 x 3 x 2');
   await refuses(cropPatches(new Uint8ClampedArray(600) as never, good), 'ERR_DTYPE', '[cropPatches] Expected image to be a Uint8Array but received Uint8ClampedArray(600)');
-  await refuses(call({ fill: 1 }), 'ERR_ARGUMENT', "[cropPatches] Expected options among height, width, box, toHeight, toWidth, patch, merge, temporal, mean, std, output, signal but received 'fill'");
+  await refuses(call({ fill: 1 }), 'ERR_ARGUMENT', "[cropPatches] Expected options among height, width, box, toHeight, toWidth, patch, merge, temporal, mean, std, output, signal, device but received 'fill'");
 });

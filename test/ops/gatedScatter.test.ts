@@ -57,6 +57,6 @@ test('misuse', async () => {
   await refuses(gatedScatter(h, y, gate, rows, { fusion: 'scaled', step: h }), 'ERR_SHAPE', '[gatedScatter] Expected step to have channels = 2 elements but received 6');
   await refuses(gatedScatter(h, new Float32Array(0), new Float32Array(0), new Int32Array(0), { fusion: 'scaled', step: new Float32Array(0) }), 'ERR_SHAPE', '[gatedScatter] Expected step to have at least 1 channel but received 0');
   await refuses(gatedScatter(h, y, gate, rows, { fusion: 'scale' } as never), 'ERR_ARGUMENT', "[gatedScatter] Expected fusion to be one of 'interpolate', 'plain', 'scaled' but received \"scale\"; did you mean 'scaled'?");
-  await refuses(gatedScatter(h, y, gate, rows, { fuse: 'plain' } as never), 'ERR_ARGUMENT', "[gatedScatter] Expected options among fusion, step, output, signal but received 'fuse'");
+  await refuses(gatedScatter(h, y, gate, rows, { fuse: 'plain' } as never), 'ERR_ARGUMENT', "[gatedScatter] Expected options among fusion, step, output, signal, device but received 'fuse'");
   await refuses(gatedScatterGrad(h, y, gate, rows, y), 'ERR_SHAPE', '[gatedScatterGrad] Expected dout to have as many as h = 6 elements but received 4');
 });

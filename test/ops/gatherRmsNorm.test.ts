@@ -56,7 +56,7 @@ test('misuse', async () => {
   await refuses(gatherRmsNorm(h, Int32Array.of(-1), weight), 'ERR_RANGE', '[gatherRmsNorm] Expected row 0 to be an integer from 0 to 1 but received -1');
   await refuses(gatherRmsNorm(h, rows, weight, { step: random(2, 1) }), 'ERR_SHAPE', '[gatherRmsNorm] Expected step to have channels = 3 elements but received 2');
   await refuses(gatherRmsNorm(h, rows, weight, { eps: -1 }), 'ERR_RANGE', '[gatherRmsNorm] Expected eps to be a number from 0 to 1 but received -1');
-  await refuses(gatherRmsNorm(h, rows, weight, { steps: weight } as never), 'ERR_ARGUMENT', "[gatherRmsNorm] Expected options among eps, step, output, signal but received 'steps'; did you mean 'step'?");
+  await refuses(gatherRmsNorm(h, rows, weight, { steps: weight } as never), 'ERR_ARGUMENT', "[gatherRmsNorm] Expected options among eps, step, output, signal, device but received 'steps'; did you mean 'step'?");
   await refuses(gatherRmsNorm(h, rows, weight, { output: 1 } as never), 'ERR_ARGUMENT', "[gatherRmsNorm] Expected output to be one of 'array', 'tensor' but received 1");
   await refuses(gatherRmsNormGrad(h, rows, weight, weight), 'ERR_SHAPE', '[gatherRmsNormGrad] Expected dy to have rows*channels = 6 elements but received 3');
 });

@@ -42,13 +42,14 @@ test('misuse', async () => {
   await refuses(packRagged(x, Int32Array.of(1, 1), 2), 'ERR_SHAPE', '[packRagged] Expected padded to have a multiple of lengths*width = 4 elements but received 6');
   await refuses(packRagged(x, Int32Array.of(1, 4), 1), 'ERR_RANGE', '[packRagged] Expected length 1 to be an integer from 0 to 3 but received 4');
   await refuses(packRagged(x, Int32Array.of(-1, 3), 1), 'ERR_RANGE', '[packRagged] Expected length 0 to be an integer from 0 to 3 but received -1');
+  await refuses(packRagged(new Float32Array(1), Int32Array.of(1), 1, { output: null } as never), 'ERR_ARGUMENT', "[packRagged] Expected output to be one of 'array', 'tensor' but received null");
   await refuses(packRagged([] as never, Int32Array.of(1), 1), 'ERR_DTYPE', '[packRagged] Expected padded to be a Float32Array or a Tensor but received Array(0)');
-  await refuses(packRagged(x, Int32Array.of(1), 1, { fill: 1 } as never), 'ERR_ARGUMENT', "[packRagged] Expected options among output, signal but received 'fill'");
+  await refuses(packRagged(x, Int32Array.of(1), 1, { fill: 1 } as never), 'ERR_ARGUMENT', "[packRagged] Expected options among output, signal, device but received 'fill'");
   await refuses(unpackRagged(x, Int32Array.of(0, 2), 2), 'ERR_SHAPE', '[unpackRagged] Expected packed to have rows*width = 4 elements but received 6');
   await refuses(unpackRagged(x, Int32Array.of(1, 3), 2), 'ERR_RANGE', '[unpackRagged] Expected cuSeqlens to start at 0 but received 1');
   await refuses(unpackRagged(x, Int32Array.of(0, 3), 2, { length: 2 }), 'ERR_RANGE', '[unpackRagged] Expected length to be an integer from 3 to 2147483647 but received 2');
   await refuses(unpackRagged(x, Int32Array.of(0, 1, 3), 2, { length: 2 ** 31 - 1 }), 'ERR_RANGE', '[unpackRagged] Expected at most 2147483647 padded rows but received 2 x 2147483647');
   await refuses(unpackRagged(random(16, 1), Int32Array.of(0, 1), 16, { length: 2 ** 31 - 1 }), 'ERR_RANGE', '[unpackRagged] Expected the result to have at most 8589934592 elements but received sizes 1 x 2147483647 x 16');
   await refuses(unpackRagged(x, Int32Array.of(0, 3), 2, { fill: '0' } as never), 'ERR_ARGUMENT', '[unpackRagged] Expected fill to be a number but received "0"');
-  await refuses(unpackRagged(x, Int32Array.of(0, 3), 2, { lenght: 3 } as never), 'ERR_ARGUMENT', "[unpackRagged] Expected options among length, fill, output, signal but received 'lenght'; did you mean 'length'?");
+  await refuses(unpackRagged(x, Int32Array.of(0, 3), 2, { lenght: 3 } as never), 'ERR_ARGUMENT', "[unpackRagged] Expected options among length, fill, output, signal, device but received 'lenght'; did you mean 'length'?");
 });

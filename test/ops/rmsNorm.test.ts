@@ -44,7 +44,7 @@ test('misuse', async () => {
   await refuses(rmsNorm(x, new Float32Array(0)), 'ERR_SHAPE', '[rmsNorm] Expected weight to have at least 1 element but received 0');
   await refuses(rmsNorm(random(5, 1), weight), 'ERR_SHAPE', '[rmsNorm] Expected x to have a multiple of channels = 3 elements but received 5');
   await refuses(rmsNorm(x, weight, { eps: -1 }), 'ERR_RANGE', '[rmsNorm] Expected eps to be a number of at least 0 but received -1');
-  await refuses(rmsNorm(x, weight, { epz: 1 } as never), 'ERR_ARGUMENT', "[rmsNorm] Expected options among eps, signal but received 'epz'; did you mean 'eps'?");
+  await refuses(rmsNorm(x, weight, { epz: 1 } as never), 'ERR_ARGUMENT', "[rmsNorm] Expected options among eps, signal, device but received 'epz'; did you mean 'eps'?");
   await refuses(rmsNormGrad(x, weight, weight), 'ERR_SHAPE', '[rmsNormGrad] Expected dout to have as many as x = 6 elements but received 3');
 });
 

@@ -91,5 +91,5 @@ test('misuse', async () => {
   await refuses(call({ ...prefix, state: { ...state, cuBest: Int32Array.of(0, 3), best: Float32Array.of(3, 2, 1) } }), 'ERR_RANGE', '[routeTokens] Expected state to hold at most alpha = 2 scores of sequence 0 but received 3');
   await refuses(call({ ...prefix, state: { ...state, best: Float32Array.of(2, 3) } }), 'ERR_RANGE', '[routeTokens] Expected state.best to be best first but received 2 then 3 at 1');
   await refuses(call({ ...prefix, state: { ...state, best: Float32Array.of(NaN, 3) } }), 'ERR_RANGE', '[routeTokens] Expected state.best to be best first but received NaN then 3 at 1');
-  await refuses(call({ rule: 'topk', alpa: 1 }), 'ERR_ARGUMENT', "[routeTokens] Expected options among rule, cuSeqlens, threshold, alpha, state, signal but received 'alpa'; did you mean 'alpha'?");
+  await refuses(call({ rule: 'topk', alpa: 1 }), 'ERR_ARGUMENT', "[routeTokens] Expected options among rule, cuSeqlens, threshold, alpha, state, signal, device but received 'alpa'; did you mean 'alpha'?");
 });

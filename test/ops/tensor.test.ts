@@ -80,7 +80,7 @@ test('misuse', async () => {
   raises(() => Tensor.zeros([2 ** 25, 2 ** 25]), 'ERR_OUT_OF_MEMORY', '[allocate] Expected 4503599627370496 bytes of memory but received none');
   await refuses(Tensor.from([1] as never, [1]), 'ERR_DTYPE', '[Tensor.from] Expected data to be a Float32Array but received Array(1)');
   await refuses(Tensor.from(new Float32Array(5), [2, 3]), 'ERR_SHAPE', '[Tensor.from] Expected data to have the product of shape = 6 elements but received 5');
-  await refuses(Tensor.from(new Float32Array(1), [1], { singal: 1 } as never), 'ERR_ARGUMENT', "[Tensor.from] Expected options among signal but received 'singal'; did you mean 'signal'?");
+  await refuses(Tensor.from(new Float32Array(1), [1], { singal: 1 } as never), 'ERR_ARGUMENT', "[Tensor.from] Expected options among signal, device but received 'singal'; did you mean 'signal'?");
   const tensor = Tensor.zeros([4]);
   await refuses(tensor.write(new Float64Array(1) as never), 'ERR_DTYPE', '[Tensor.write] Expected data to be a Float32Array but received Float64Array(1)');
   await refuses(tensor.write(new Float32Array(5)), 'ERR_SHAPE', '[Tensor.write] Expected data to have at most size - offset = 4 elements but received 5');

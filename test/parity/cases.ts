@@ -28,7 +28,7 @@ interface CaseSequence extends SequenceInput {
   wordClasses: Int32Array;
 }
 
-function sequencesOf(golden: Golden): CaseSequence[] {
+export function sequencesOf(golden: Golden): CaseSequence[] {
   return Array.from({ length: golden.one('in.sequences') }, (_, i) => ({
     promptIds: golden.i32(`in.s${i}.prompt`), latents: golden.one(`in.s${i}.latents`), words: golden.i32(`in.s${i}.words`),
     wordClasses: golden.i32(`in.s${i}.word_classes`),

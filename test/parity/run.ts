@@ -1,4 +1,5 @@
 /** Runs every golden file of a directory that this version supports. Used by `npm run parity` and by test/parity/parity.test.ts. */
+import { chooseDevice } from '../../lib/device';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { codeOf } from '../../lib/errors';
@@ -10,6 +11,7 @@ import { runCase } from './cases';
 import { Golden, readManifest, Report, type Manifest } from './goldens';
 import { hasCheckpoint, runAdamW, runGenerate, runPositions, runPreprocess, runVision } from './model';
 import { OP_RUNNERS } from './ops';
+import { runNormStatistics, runProfile, runSpectra } from './profile';
 
 export interface FileResult {
   file: string;
@@ -57,7 +59,7 @@ async function runVariantFiles(directory: string, variant: string, manifest: Man
   }
 }
 
-const NOT_YET: Readonly<Record<string, string>> = Object.freeze({ profile: 'gradient dynamics', probes: 'probes' });
+const NOT_YET: Readonly<Record<string, string>> = Object.freeze({ probes: 'probes' });
 
 async function runModelFile(name: string, report: Report, model: LatentModel, goldenOf: (file: string) => Golden, checkpoint: string): Promise<string | undefined> {
   const addon = native();
@@ -66,6 +68,10 @@ async function runModelFile(name: string, report: Report, model: LatentModel, go
     case 'vision': await runVision(report, addon, model); return undefined;
     case 'positions': runPositions(report, model); return undefined;
     case 'generate': await runGenerate(report, model); return undefined;
+    case 'profile': {
+      for (const recompute of [false, true]) await runProfile(report, model, goldenOf('default_a'), recompute);
+      return undefined;
+    }
     case 'adamw': {
       const spec = toNativeSpec(model.config, parseImageSettings(undefined, model.config.vision), 'f32');
       await runAdamW(report, addon, spec, checkpoint, goldenOf('default_a'));
@@ -82,12 +88,18 @@ async function runModelFile(name: string, report: Report, model: LatentModel, go
 
 /** Runs all files of a golden directory; `onResult` hears of each as it ends. */
 export async function runDirectory(directory: string, onResult: (result: FileResult) => void): Promise<FileResult[]> {
+  native().setDevice(chooseDevice('parity', undefined));
   const manifest = readManifest(directory);
   const results: FileResult[] = [];
   const keep = (result: FileResult): void => { results.push(result); onResult(result); };
   for (const variant of Object.keys(manifest.variants)) {
     if (variant === 'ops') {
       await runVariantFiles(directory, variant, manifest, async (name, report) => {
+        if (name === 'ops/spectra') return runSpectra(report, native()).then(() => undefined);
+        if (name === 'ops/gradient_norms') {
+          runNormStatistics(report);
+          return undefined;
+        }
         const runner = OP_RUNNERS[name];
         if (runner === undefined) return 'operation';
         await runner(native().ops, report);

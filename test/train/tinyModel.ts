@@ -1,6 +1,7 @@
 /** A model of a few thousand parameters, and data for it. */
 import { newConfig } from '../../lib/model/config';
 import { LatentModel } from '../../lib/latentModel';
+import type { DeviceChoice } from '../../lib/device';
 import type { PresetChanges, PresetName } from '../../lib/model/preset';
 import { native, type NativeParameterInfo, type ParameterSlot, type StorageDType } from '../../lib/native';
 import type { TrainingData, TrainingSample } from '../../lib/train';
@@ -16,6 +17,7 @@ export interface TinyOptions {
   initializerRange?: number;
   layers?: number;
   preset?: PresetName | PresetChanges;
+  device?: DeviceChoice;
 }
 
 export async function tinyModel(options: TinyOptions = {}): Promise<LatentModel> {
@@ -26,7 +28,7 @@ export async function tinyModel(options: TinyOptions = {}): Promise<LatentModel>
     tokens: { image: IMAGE, video: VIDEO, visionStart: 42, visionEnd: 43, eos: END, pad: 45 },
     initializerRange: options.initializerRange ?? 0.02,
   });
-  return LatentModel.create(config, { seed: options.seed ?? 1, dtype: options.dtype ?? 'f32', ...(options.preset === undefined ? {} : { preset: options.preset }) });
+  return LatentModel.create(config, { seed: options.seed ?? 1, dtype: options.dtype ?? 'f32', ...(options.device === undefined ? {} : { device: options.device }), ...(options.preset === undefined ? {} : { preset: options.preset }) });
 }
 
 /** Sample i of a made-up task: 0 to 2 pictures, 0 to 3 steps, prompts and steps of differing lengths. */
