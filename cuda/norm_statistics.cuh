@@ -117,9 +117,11 @@ PLUMBLINE_DEVICE void finish_statistics(const NormClasses& to, const int32_t* hi
   for (int k = threadIdx.x / 32; k < to.classes; k += kNormWarps) {
     const BlockSet* sets = to.sets_KG + static_cast<int64_t>(k) * gridDim.x;
     NormStatistics& out = to.statistics_K[k];
-    const NormSet old = {out.mean, out.m2, out.min, out.max, out.count, out.not_finite};  // on its way while the sets are
+    const bool is_first_lane = threadIdx.x % 32 == 0;  // alone in touching the statistics: shuffles order no memory
+    NormSet old{};                                     // on its way while the sets are
+    if (is_first_lane) old = {out.mean, out.m2, out.min, out.max, out.count, out.not_finite};
     const NormSet added = reduce_sets(static_cast<int>(gridDim.x), [&](int i) { return sets[i]; });
-    if (threadIdx.x % 32 != 0) continue;
+    if (!is_first_lane) continue;
     const NormSet all = merge_sets(old, added);
     out.mean = all.mean, out.m2 = all.m2, out.min = all.min, out.max = all.max, out.count = all.count, out.not_finite = all.not_finite;
   }
