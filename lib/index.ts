@@ -4,7 +4,7 @@ export { LibError, type ErrorCode } from './errors';
 export { native, type NativeAddon, type NativeBuildInfo } from './native';
 export { LatentModel, type CreateOptions, type LoadOptions, type SaveOptions } from './latentModel';
 export { openCheckpoint, type Checkpoint } from './model/checkpoint';
-export { configJson, newConfig, parseConfig, type ModelConfig, type ModelGeometry, type NewModelConfig, type SpecialTokens, type TextConfig, type VisionConfig } from './model/config';
+export { configJson, newConfig, parseConfig, type ModelConfig, type ModelGeometry, type ModelKind, type NewModelConfig, type NewVisionConfig, type SpecialTokens, type TextConfig, type VisionConfig } from './model/config';
 export { extraShapes, UNSET_THRESHOLD, type ExtraShape, type FileExtra, type FileExtras } from './model/extras';
 export { decodeImage, smartResize, type ImageSource, type Picture, type RawImage, type RgbImage } from './model/image';
 export { availableMemory, estimateMemory, type MemoryEstimate } from './model/memory';

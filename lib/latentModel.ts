@@ -103,7 +103,7 @@ export class LatentModel {
   }
 
   /**
-   * Loads a Hugging Face directory of a Qwen2-VL model, or one that `save` wrote.
+   * Loads a Hugging Face directory of a Qwen2-VL or Qwen2.5-VL model, or one that `save` wrote.
    *
    * @throws {LibError} `ERR_CHECKPOINT` naming file, tensor or key; `ERR_UNSUPPORTED` for other models; `ERR_ARGUMENT` and
    *   `ERR_RANGE` for options; `ERR_OUT_OF_MEMORY` before anything is taken; `signal.reason` when aborted.
@@ -208,7 +208,7 @@ export class LatentModel {
     const checkpoint = await openCheckpoint(directory);
     for (const part of ['text', 'vision'] as const) {
       const [mine, theirs] = [this.config[part], checkpoint.config[part]] as [object, object];
-      const differs = Object.keys(mine).find((key) => JSON.stringify(Reflect.get(mine, key)) !== JSON.stringify(Reflect.get(theirs, key)));
+      const differs = Object.keys({ ...mine, ...theirs }).find((key) => JSON.stringify(Reflect.get(mine, key)) !== JSON.stringify(Reflect.get(theirs, key)));
       if (differs === undefined) continue;
       fail('ERR_CHECKPOINT', 'load', `Expected a checkpoint with ${part}.${differs} = ${JSON.stringify(Reflect.get(mine, differs))} but received ${JSON.stringify(Reflect.get(theirs, differs))} in ${directory}. Load it as a model of its own.`);
     }

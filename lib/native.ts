@@ -29,7 +29,12 @@ export interface NativeTextSpec {
 export interface NativeVisionSpec {
   depth: number; width: number; heads: number; mlpWidth: number; outWidth: number; activation: 'quick_gelu' | 'gelu' | 'silu';
   channels: number; patch: number; merge: number; temporal: number; imageMean: readonly number[]; imageStd: readonly number[];
+  /** Absent: the tower of Qwen2-VL. Present: that of Qwen2.5-VL (RMSNorm, SwiGLU, windows), whose activation is 'silu'. */
+  windows?: NativeVisionWindows;
 }
+
+/** Attention windows: their side in merged units, and the blocks that attend over whole frames instead. */
+export interface NativeVisionWindows { side: number; fullAttentionBlocks: readonly number[]; }
 
 /** A parameter beside the backbone (router, token super-resolution, step vector), always f32. */
 export interface NativeExtraSpec { name: string; shape: readonly number[]; }

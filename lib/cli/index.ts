@@ -111,7 +111,7 @@ export function program(): Command {
     .action(profile);
   command.command('generate')
     .description('ask a checkpoint folder a question')
-    .argument('<folder>', 'Hugging Face directory of a Qwen2-VL model, or one that training wrote')
+    .argument('<folder>', 'Hugging Face directory of a Qwen2-VL or Qwen2.5-VL model, or one that training wrote')
     .argument('<question>', 'text of the question')
     .option('--image <file...>', 'pictures that come before the question', [])
     .option('--latents <number>', 'latent steps before the words (default: as the checkpoint says)', whole)

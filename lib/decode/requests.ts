@@ -155,7 +155,12 @@ async function prepare<M>(op: string, model: GenerativeModel<M>, request: Genera
 
 /** Later batches run later: what the caller changes meanwhile must not matter. The pixels are not copied. */
 function copied({ promptIds, pictures }: PromptInput): PromptInput {
-  return { promptIds: Array.from(promptIds), pictures: pictures.map(({ pixels, frames, height, width, original }) => ({ pixels, frames, height, width, ...(original === undefined ? {} : { original: { ...original } }) })) };
+  return {
+    promptIds: Array.from(promptIds),
+    pictures: pictures.map(({ pixels, frames, height, width, secondsPerGrid, original }) => ({
+      pixels, frames, height, width, ...(secondsPerGrid === undefined ? {} : { secondsPerGrid }), ...(original === undefined ? {} : { original: { ...original } }),
+    })),
+  };
 }
 
 async function promptOf<M>(op: string, model: GenerativeModel<M>, request: GenerateRequest<M>, what: string): Promise<PromptInput> {

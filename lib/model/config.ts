@@ -1,18 +1,20 @@
 /**
- * config.json of a Qwen2-VL checkpoint as plain frozen data, and back.
+ * config.json of a Qwen2-VL or Qwen2.5-VL checkpoint as plain frozen data, and back.
  *
  * Hub files are sparse, and newer ones nest the text keys in `text_config` and call `rope_scaling` `rope_parameters`; the defaults
  * are those of transformers' configuration classes.
  */
 import * as check from '../check';
 import { fail } from '../errors';
-import type { NativeExtraSpec, NativeModelSpec, NativeTextSpec, NativeVisionSpec, StorageDType } from '../native';
+import type { NativeExtraSpec, NativeModelSpec, NativeTextSpec, StorageDType } from '../native';
 import type { ImageSettings } from './imageSettings';
 import { JsonReader, isObject, own, type JsonObject } from './jsonReader';
 import type { PositionGeometry } from './positions';
+import { MODEL_KINDS, parseVision, visionJson, type ModelKind, type NewVisionConfig, type VisionConfig } from './visionConfig';
+
+export type { ModelKind, NewVisionConfig, VisionConfig } from './visionConfig';
 
 export type TextConfig = Readonly<NativeTextSpec>;
-export type VisionConfig = Readonly<Omit<NativeVisionSpec, 'imageMean' | 'imageStd'>>;
 
 export interface SpecialTokens {
   readonly image: number;
@@ -22,7 +24,7 @@ export interface SpecialTokens {
 }
 
 export interface ModelConfig {
-  readonly kind: 'qwen2_vl';
+  readonly kind: ModelKind;
   readonly text: TextConfig;
   readonly vision: VisionConfig;
   readonly tokens: SpecialTokens;
@@ -46,6 +48,7 @@ const OP = 'config';
 /** Sizes above these are a broken file, not a model: they keep all products of sizes below 2^53. */
 const MAX_WIDTH = 1 << 20;
 const MAX_VOCAB = 1 << 24;
+const ARCHITECTURES: Readonly<Record<ModelKind, string>> = { qwen2_vl: 'Qwen2VLForConditionalGeneration', qwen2_5_vl: 'Qwen2_5_VLForConditionalGeneration' };
 const TOKEN_DEFAULTS = { vision_start_token_id: 151652, vision_end_token_id: 151653, image_token_id: 151655, video_token_id: 151656 };
 
 /**
@@ -57,22 +60,22 @@ const TOKEN_DEFAULTS = { vision_start_token_id: 151652, vision_end_token_id: 151
 export function parseConfig(raw: unknown): ModelConfig {
   if (!isObject(raw)) return fail('ERR_CHECKPOINT', OP, 'Expected config.json to hold an object. Take the file from the model\'s own repository.');
   const top: JsonReader = new JsonReader(OP, 'config.json', raw);
-  checkKind(top);
+  const kind = checkKind(top);
   const nested = top.child('text_config').object;
   const flat: JsonReader = new JsonReader(OP, 'config.json', { ...raw, ...nested });
   const text = parseText(top, flat);
-  const vision = parseVision(top.child('vision_config'), text.hidden);
+  const vision = parseVision(kind, top.child('vision_config'), text.hidden);
   return Object.freeze({
-    kind: 'qwen2_vl' as const, text, vision, tokens: parseTokens(top, text.vocab),
+    kind, text, vision, tokens: parseTokens(top, text.vocab),
     initializerRange: flat.positive('initializer_range', 0.02), source: raw,
   });
 }
 
-function checkKind(top: JsonReader): void {
-  const kind = top.raw('model_type');
-  if (kind === 'qwen2_5_vl') top.unsupported('model_type', 'Qwen2.5-VL is not supported yet; use a Qwen2-VL checkpoint');
-  if (kind !== 'qwen2_vl') top.unsupported('model_type', "only 'qwen2_vl' is supported; is this the directory of a Qwen2-VL checkpoint?");
+function checkKind(top: JsonReader): ModelKind {
+  const kind = MODEL_KINDS.find((known) => known === top.raw('model_type'));
+  if (kind === undefined) return top.unsupported('model_type', "only 'qwen2_vl' and 'qwen2_5_vl' are supported; is this the directory of a Qwen2-VL or Qwen2.5-VL checkpoint?");
   if (top.has('quantization_config')) top.unsupported('quantization_config', 'quantised weights are not supported; use the bf16 checkpoint');
+  return kind;
 }
 
 function parseText(top: JsonReader, flat: JsonReader): TextConfig {
@@ -116,27 +119,6 @@ function parseRope(flat: JsonReader, headDim: number): { ropeTheta: number; mrop
   return { ropeTheta, mropeSection: section };
 }
 
-function parseVision(raw: JsonReader, hidden: number): VisionConfig {
-  const width = raw.integer('embed_dim', 1280, 1, MAX_WIDTH);
-  const heads = raw.integer('num_heads', 16, 1, 4096);
-  if (width % (4 * heads) !== 0) raw.wrong('embed_dim', `a multiple of 4 * num_heads = ${4 * heads}`, 'The rotary embedding splits each head into four parts.');
-  const outWidth = raw.integer('hidden_size', 3584, 1, MAX_WIDTH);
-  if (outWidth !== hidden) raw.wrong('hidden_size', `the decoder's hidden_size = ${hidden}`, 'Pictures enter the decoder as rows of its width.');
-  const activation = raw.text('hidden_act', 'quick_gelu');
-  if (activation !== 'quick_gelu' && activation !== 'gelu' && activation !== 'silu') {
-    return raw.unsupported('hidden_act', "the tower's activation must be 'quick_gelu', 'gelu' or 'silu'");
-  }
-  const mlpWidth = Math.trunc(width * raw.positive('mlp_ratio', 4));
-  if (mlpWidth < 1 || mlpWidth > MAX_WIDTH) raw.wrong('mlp_ratio', `a factor that makes the MLP of ${width} between 1 and ${MAX_WIDTH} wide`, 'Correct the file.');
-  const channels = raw.integer('in_channels', raw.integer('in_chans', 3, 1, 64), 1, 64);
-  if (channels !== 3) raw.unsupported(raw.has('in_channels') ? 'in_channels' : 'in_chans', 'pictures have 3 channels');
-  return Object.freeze({
-    depth: raw.integer('depth', 32, 1, 4096), width, heads, mlpWidth, outWidth, activation, channels,
-    patch: raw.integer('patch_size', 14, 1, 1024), merge: raw.integer('spatial_merge_size', 2, 1, 64),
-    temporal: raw.integer('temporal_patch_size', 2, 1, 64),
-  });
-}
-
 function parseTokens(top: JsonReader, vocab: number): SpecialTokens {
   const id = (key: keyof typeof TOKEN_DEFAULTS): number => top.integer(key, TOKEN_DEFAULTS[key], 0, Math.max(vocab, MAX_VOCAB));
   const tokens = { image: id('image_token_id'), video: id('video_token_id'), visionStart: id('vision_start_token_id'), visionEnd: id('vision_end_token_id') };
@@ -146,22 +128,24 @@ function parseTokens(top: JsonReader, vocab: number): SpecialTokens {
 
 /** Dimensions of a model that is made new. transformers' own class does not read `headDim`: leave it out where Python shall load the model. */
 export interface NewModelConfig {
+  /** Default 'qwen2_vl'. */
+  kind?: ModelKind;
   text: { hidden: number; layers: number; heads: number; kvHeads: number; headDim?: number; intermediate: number; vocab: number; mropeSection: readonly number[]; tied?: boolean; eps?: number; ropeTheta?: number };
-  vision: { depth: number; width: number; heads: number; mlpWidth: number };
+  vision: NewVisionConfig;
   tokens: SpecialTokens & { eos: number; pad: number };
   initializerRange?: number;
 }
 
 /** Makes the config of a new model; checked like a file. */
 export function newConfig(wanted: NewModelConfig): ModelConfig {
-  checkFields('config', wanted, ['text', 'vision', 'tokens', 'initializerRange']);
+  checkFields('config', wanted, ['kind', 'text', 'vision', 'tokens', 'initializerRange']);
+  const kind = check.oneOf(OP, 'kind', wanted.kind ?? 'qwen2_vl', MODEL_KINDS);
   const { text, vision, tokens } = wanted;
   checkFields('text', text, ['hidden', 'layers', 'heads', 'kvHeads', 'headDim', 'intermediate', 'vocab', 'mropeSection', 'tied', 'eps', 'ropeTheta']);
-  checkFields('vision', vision, ['depth', 'width', 'heads', 'mlpWidth']);
   checkFields('tokens', tokens, ['image', 'video', 'visionStart', 'visionEnd', 'eos', 'pad']);
   check.array(OP, 'text.mropeSection', text.mropeSection);
   return parseConfig({
-    architectures: ['Qwen2VLForConditionalGeneration'], model_type: 'qwen2_vl',
+    architectures: [ARCHITECTURES[kind]], model_type: kind,
     hidden_size: text.hidden, num_hidden_layers: text.layers, num_attention_heads: text.heads, num_key_value_heads: text.kvHeads,
     ...(text.headDim === undefined ? {} : { head_dim: text.headDim }),
     intermediate_size: text.intermediate, vocab_size: text.vocab, hidden_act: 'silu', rms_norm_eps: text.eps ?? 1e-6,
@@ -170,11 +154,7 @@ export function newConfig(wanted: NewModelConfig): ModelConfig {
     initializer_range: wanted.initializerRange ?? 0.02, tie_word_embeddings: text.tied ?? true,
     bos_token_id: tokens.pad, eos_token_id: tokens.eos, pad_token_id: tokens.pad,
     vision_start_token_id: tokens.visionStart, vision_end_token_id: tokens.visionEnd, image_token_id: tokens.image, video_token_id: tokens.video,
-    vision_config: {
-      model_type: 'qwen2_vl', depth: vision.depth, embed_dim: vision.width, num_heads: vision.heads, hidden_size: text.hidden,
-      mlp_ratio: mlpRatio(vision.width, vision.mlpWidth), hidden_act: 'quick_gelu', in_channels: 3, in_chans: 3, patch_size: 14,
-      spatial_patch_size: 14, spatial_merge_size: 2, temporal_patch_size: 2,
-    },
+    vision_config: visionJson(kind, vision, text.hidden),
   });
 }
 
@@ -183,19 +163,16 @@ function checkFields(name: string, value: unknown, fields: readonly string[]): v
   check.options(OP, value, fields);
 }
 
-/** A ratio whose truncated product with `width` is `mlpWidth` again: a plain quotient may fall just below it. */
-function mlpRatio(width: number, mlpWidth: number): number {
-  const ratio = mlpWidth / width;
-  return Math.trunc(width * ratio) === mlpWidth ? ratio : ratio * (1 + 2 ** -51);
-}
-
 /** config.json for saving: the classic flat layout, which every version of transformers reads, with all other keys as they came. */
 export function configJson(config: ModelConfig, dtype: StorageDType): Record<string, unknown> {
   const { text_config: nested, rope_parameters: _rope, dtype: _dtype, ...flat } = { ...config.source };
-  const { model_type: _type, rope_parameters: _nestedRope, dtype: _nestedDtype, ...text } = isObject(nested) ? nested : {} as Record<string, unknown>;
+  const { model_type: _type, rope_parameters: _nestedRope, dtype: _nestedDtype, ...inner } = isObject(nested) ? nested : {} as Record<string, unknown>;
+  // Some savers repeat keys of the whole model in text_config as null.
+  const text = Object.fromEntries(Object.entries(inner).filter(([key, value]) => value !== null || !Object.hasOwn(flat, key)));
   const scaling = own({ ...flat, ...text }, 'rope_scaling');
   return {
     ...flat, ...text,
+    architectures: own(flat, 'architectures') ?? [ARCHITECTURES[config.kind]],
     vocab_size: config.text.vocab, tie_word_embeddings: config.text.tied, rope_theta: config.text.ropeTheta,
     rope_scaling: isObject(scaling) ? scaling : { type: 'mrope', mrope_section: [...config.text.mropeSection] },
     torch_dtype: dtype === 'bf16' ? 'bfloat16' : 'float32',
@@ -204,12 +181,16 @@ export function configJson(config: ModelConfig, dtype: StorageDType): Record<str
 
 /** Dimensions for the addon. */
 export function toNativeSpec(config: ModelConfig, images: ImageSettings, dtype: StorageDType, extras: readonly NativeExtraSpec[] = []): NativeModelSpec {
-  return { text: config.text, vision: { ...config.vision, imageMean: images.mean, imageStd: images.std }, dtype, extras };
+  const { tokensPerSecond: _, ...vision } = config.vision;
+  return { text: config.text, vision: { ...vision, imageMean: images.mean, imageStd: images.std }, dtype, extras };
 }
 
 export function modelGeometry(config: ModelConfig): ModelGeometry {
-  const { patch, merge, temporal } = config.vision;
-  return Object.freeze({ vocab: config.text.vocab, hidden: config.text.hidden, layers: config.text.layers, imageToken: config.tokens.image, videoToken: config.tokens.video, patch, merge, temporal });
+  const { patch, merge, temporal, tokensPerSecond } = config.vision;
+  return Object.freeze({
+    vocab: config.text.vocab, hidden: config.text.hidden, layers: config.text.layers, imageToken: config.tokens.image, videoToken: config.tokens.video, patch, merge, temporal,
+    ...(tokensPerSecond === undefined ? {} : { tokensPerSecond }),
+  });
 }
 
 /** The same config with the number of rows that the embedding table really has. */

@@ -29,6 +29,8 @@ export interface RgbImage {
 export interface Picture extends RgbImage {
   /** 1 for an image. */
   frames: number;
+  /** A video's seconds between temporal patches (temporal patch / frames per second; default 1), for the positions of Qwen2.5-VL. */
+  secondsPerGrid?: number;
   /** The decoded picture before it was resized, which visual replay cuts its crops from; shared, not a copy. */
   original?: RgbImage;
 }

@@ -49,7 +49,7 @@ export function parseImageSettings(raw: unknown, vision: VisionConfig): ImageSet
 /** preprocessor_config.json for saving. */
 export function imageSettingsJson(settings: ImageSettings, vision: VisionConfig): Record<string, unknown> {
   return {
-    image_processor_type: 'Qwen2VLImageProcessor', processor_class: 'Qwen2VLProcessor',
+    image_processor_type: 'Qwen2VLImageProcessor', processor_class: vision.windows === undefined ? 'Qwen2VLProcessor' : 'Qwen2_5_VLProcessor',
     ...settings.source,
     min_pixels: settings.minPixels, max_pixels: settings.maxPixels, patch_size: vision.patch, merge_size: vision.merge,
     temporal_patch_size: vision.temporal, image_mean: [...settings.mean], image_std: [...settings.std],

@@ -75,6 +75,15 @@ export class JsonReader {
     return Object.freeze([...(value as number[])]);
   }
 
+  /** A list of whole numbers in [0, max]. */
+  indexes(key: string, fallback: readonly number[], max: number): readonly number[] {
+    const value = own(this.object, key) ?? fallback;
+    if (!Array.isArray(value) || !value.every((v) => Number.isInteger(v) && v >= 0 && v <= max)) {
+      this.wrong(key, `a list of whole numbers from 0 to ${max}`, `Correct the file or take it from the model's own repository.`);
+    }
+    return Object.freeze([...(value as number[])]);
+  }
+
   /** A JSON object below this one; an empty one when absent. */
   child(key: string): JsonReader {
     const value = own(this.object, key) ?? {};

@@ -49,14 +49,16 @@ function decoderShapes(text: TextConfig): ParameterShape[] {
 function visionShapes(vision: VisionConfig): ParameterShape[] {
   const { width, patch } = vision;
   const merged = width * vision.merge ** 2;
-  const norm = (name: string): ParameterShape[] => [scale(`${name}.weight`, width), bias(`${name}.bias`, width)];
+  const isQwen25 = vision.windows !== undefined;
+  const norm = (name: string): ParameterShape[] => [scale(`${name}.weight`, width), ...(isQwen25 ? [] : [bias(`${name}.bias`, width)])];
   const linear = (name: string, out: number, fanIn: number): ParameterShape[] => [matrix(`${name}.weight`, out, fanIn), bias(`${name}.bias`, out)];
   const shapes = [matrix('visual.patch_embed.proj.weight', width, vision.channels, vision.temporal, patch, patch)];
   for (let block = 0; block < vision.depth; block++) {
     const base = `visual.blocks.${block}.`;
     shapes.push(
       ...norm(`${base}norm1`), ...norm(`${base}norm2`), ...linear(`${base}attn.qkv`, 3 * width, width), ...linear(`${base}attn.proj`, width, width),
-      ...linear(`${base}mlp.fc1`, vision.mlpWidth, width), ...linear(`${base}mlp.fc2`, width, vision.mlpWidth),
+      ...linear(`${base}mlp.${isQwen25 ? 'gate_proj' : 'fc1'}`, vision.mlpWidth, width), ...(isQwen25 ? linear(`${base}mlp.up_proj`, vision.mlpWidth, width) : []),
+      ...linear(`${base}mlp.${isQwen25 ? 'down_proj' : 'fc2'}`, width, vision.mlpWidth),
     );
   }
   return [...shapes, ...norm('visual.merger.ln_q'), ...linear('visual.merger.mlp.0', merged, merged), ...linear('visual.merger.mlp.2', vision.outWidth, merged)];

@@ -86,7 +86,9 @@ export function appendWords(cursor: SequenceCursor, words: ArrayLike<number>, cl
 export function appendPrompt(cursor: SequenceCursor, prompt: PromptInput, geometry: ModelGeometry, positionIds: Preset['positions'], firstVisualRow: number): number {
   const { promptIds } = prompt;
   const isPictureToken = (id: number): boolean => id === geometry.imageToken || id === geometry.videoToken;
-  const { positions, delta } = mropePositions(promptIds, prompt.pictures.map((picture) => gridOf(picture, geometry)), geometry);
+  const { positions, delta } = mropePositions(
+    promptIds, prompt.pictures.map((picture) => gridOf(picture, geometry)), geometry, prompt.pictures.map(({ secondsPerGrid }) => secondsPerGrid),
+  );
   const isSequential = positionIds === 'sequential';
   let visual = firstVisualRow;
   for (let i = 0; i < promptIds.length; i++) {
@@ -207,6 +209,7 @@ function checkPicture(op: string, what: string, picture: Picture, geometry: Mode
   const unit = geometry.patch * geometry.merge;
   const { frames, height, width, original } = picture;
   check.integer(op, `frames of ${what}`, frames, 1);
+  if (picture.secondsPerGrid !== undefined) check.number(op, `secondsPerGrid of ${what}`, picture.secondsPerGrid, 0);
   for (const [name, side] of [['height', height], ['width', width]] as const) {
     check.integer(op, `${name} of ${what}`, side, 1);
     if (side % unit !== 0) fail('ERR_SHAPE', op, `Expected ${name} of ${what} to be a multiple of ${unit} but received ${side}; resize it with the processor`);

@@ -85,14 +85,14 @@ void Parameters::append_text(const TextSpec& text) {
 }
 
 void Parameters::append_vision(const VisionSpec& vision) {
-  const int64_t width = vision.width, unit = int64_t{vision.merge} * vision.merge * width;
+  const int64_t width = vision.width, unit = vision.unit() * width;
   const auto linear = [&](const std::string& name, int64_t out, int64_t in) {
     append(name + ".weight", {out, in});
     append(name + ".bias", {out});
   };
   const auto norm = [&](const std::string& name) {
     append(name + ".weight", {width});
-    append(name + ".bias", {width});
+    if (!vision.is_qwen2_5()) append(name + ".bias", {width});
   };
   append("visual.patch_embed.proj.weight", {width, vision.channels, vision.temporal, vision.patch, vision.patch});
   for (int64_t i = 0; i < vision.depth; ++i) {
@@ -101,8 +101,16 @@ void Parameters::append_vision(const VisionSpec& vision) {
     linear(block + "attn.qkv", 3 * width, width);
     linear(block + "attn.proj", width, width);
     norm(block + "norm2");
-    linear(block + "mlp.fc1", vision.mlp_width, width);
-    linear(block + "mlp.fc2", width, vision.mlp_width);
+    if (vision.is_qwen2_5()) {
+      append(block + "mlp.gate_proj.weight", {vision.mlp_width, width});
+      append(block + "mlp.up_proj.weight", {vision.mlp_width, width}, true);
+      append(block + "mlp.gate_proj.bias", {vision.mlp_width});
+      append(block + "mlp.up_proj.bias", {vision.mlp_width}, true);
+      linear(block + "mlp.down_proj", width, vision.mlp_width);
+    } else {
+      linear(block + "mlp.fc1", vision.mlp_width, width);
+      linear(block + "mlp.fc2", width, vision.mlp_width);
+    }
   }
   norm("visual.merger.ln_q");
   linear("visual.merger.mlp.0", unit, unit);

@@ -1,5 +1,5 @@
 #pragma once
-// The dimensions of a Qwen2-VL-shaped model, as lib/model/config.ts read them from config.json.
+// The dimensions of a Qwen2-VL- or Qwen2.5-VL-shaped model, as lib/model/config.ts read them from config.json.
 #include <array>
 #include <cstdint>
 #include <string>
@@ -23,6 +23,12 @@ struct VisionSpec {
   int32_t channels, patch, merge, temporal;
   float eps = 1e-6f;  // fixed in the reference implementation, not read from the file
   std::array<float, 3> image_mean, image_std;
+  // Qwen2.5-VL: side of the attention windows in merged units, and the blocks that attend over whole frames. 0: the tower of Qwen2-VL.
+  int32_t window = 0;
+  std::vector<int32_t> full_attention_blocks;
+
+  int64_t unit() const { return int64_t{merge} * merge; }  // patches of a merged unit
+  bool is_qwen2_5() const { return window > 0; }           // RMSNorm, SwiGLU and windows
 };
 
 // A parameter beside the backbone (routers, token super-resolution, step vectors): named, trained and saved like the others.

@@ -1,47 +1,8 @@
 #include "vision.h"
 
-#include <cmath>
-
 #include "../core/error.h"
-#include "rotary_table.h"
 
 namespace plumbline {
-namespace {
-
-constexpr int32_t kPageRows = 64;  // the attention reads the strided qkv buffer in tiles of this many keys
-
-// The attention's view of a contiguous [n, 3, heads, d] buffer: one page per kPageRows patches of a frame.
-struct StridedPages {
-  std::vector<float*> k, v;
-  std::vector<int32_t> start{0};
-
-  StridedPages(const VisionLayout& layout, float* qkv, int64_t width) {
-    for (size_t f = 0; f < layout.frame_patches.size(); ++f) {
-      for (int64_t row = layout.cu_patches[f]; row < layout.cu_patches[f + 1]; row += kPageRows) {
-        k.push_back(qkv + row * 3 * width + width);
-        v.push_back(qkv + row * 3 * width + 2 * width);
-      }
-      start.push_back(static_cast<int32_t>(k.size()));
-    }
-  }
-};
-
-AttentionShape attention_shape(const VisionSpec& vision, const VisionLayout& layout) {
-  AttentionShape s{};
-  s.B = static_cast<int32_t>(layout.frame_patches.size());
-  s.cu_q_B1 = layout.cu_patches.data();
-  s.kv_len_B = layout.frame_patches.data();
-  s.H = s.Hkv = static_cast<int32_t>(vision.heads);
-  s.d = static_cast<int32_t>(vision.width / vision.heads);
-  s.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(s.d)));
-  s.causal = false;
-  s.q_row_stride = 3 * vision.width;
-  return s;
-}
-
-std::string block_name(int64_t index) { return "visual.blocks." + std::to_string(index) + "."; }
-
-}  // namespace
 
 int64_t Vision::patch_width() const {
   const VisionSpec& vision = model_.spec.vision;
@@ -61,45 +22,19 @@ int64_t Vision::tokens_of(const std::vector<int32_t>& sizes) const {
 void Vision::prepare(const std::vector<int32_t>& sizes, const std::function<void(size_t, float*)>& fill, VisionTape* tape) {
   const VisionSpec& vision = model_.spec.vision;
   VisionLayout& layout = tape->layout;
-  const int64_t head_dim = vision.width / vision.heads, half = head_dim / 2, side = int64_t{vision.patch} * vision.merge;
-  layout.cu_patches.assign(1, 0);
-  for (size_t i = 0; i + 2 < sizes.size(); i += 3) {
-    const int64_t count = sizes[i], height = sizes[i + 1], width = sizes[i + 2];
-    require(count > 0 && height > 0 && width > 0 && height % side == 0 && width % side == 0, "ERR_SHAPE",
-            "[encode] Expected picture sizes to be positive multiples of " + std::to_string(side) + " but received " + std::to_string(height) + " x " +
-                std::to_string(width) + " with " + std::to_string(count) + " frames");
-    for (int64_t frame = 0; frame < (count + vision.temporal - 1) / vision.temporal; ++frame) {
-      layout.frame_patches.push_back(static_cast<int32_t>(height / vision.patch * (width / vision.patch)));
-      layout.n += layout.frame_patches.back();
-      layout.cu_patches.push_back(static_cast<int32_t>(layout.n));
-    }
-  }
+  layout = vision_layout(vision, sizes);
   tape->tokens = tokens_of(sizes);
   tape->rows = pool_.take(layout.n * patch_width());
-  layout.cos = pool_.take(layout.n * half), layout.sin = pool_.take(layout.n * half);
-  std::vector<float> cos(static_cast<size_t>(layout.n * half)), sin(cos.size());
   int64_t row = 0;
   for (size_t i = 0; i + 2 < sizes.size(); i += 3) {
     fill(i / 3, tape->rows->floats() + row * patch_width());
-    const int64_t t = (sizes[i] + vision.temporal - 1) / vision.temporal, h = sizes[i + 1] / vision.patch, w = sizes[i + 2] / vision.patch;
-    vision_rotary_table(t, h, w, vision.merge, head_dim, cos.data() + row * half, sin.data() + row * half);
-    row += t * h * w;
+    row += tokens_of({sizes[i], sizes[i + 1], sizes[i + 2]}) * vision.unit();
   }
+  std::vector<float> cos, sin;
+  vision_rotary(vision, sizes, layout, &cos, &sin);
+  layout.cos = pool_.take(static_cast<int64_t>(cos.size())), layout.sin = pool_.take(static_cast<int64_t>(sin.size()));
   model_.backend->upload(layout.cos->data(), cos.data(), cos.size() * sizeof(float));
   model_.backend->upload(layout.sin->data(), sin.data(), sin.size() * sizeof(float));
-}
-
-void Vision::norm(const std::string& name, const float* x, Buffer& y, Buffer& mean, Buffer& rstd, int64_t n) {
-  const VisionSpec& vision = model_.spec.vision;
-  const Parameters& p = model_.parameters;
-  y = pool_.take(n * vision.width), mean = pool_.take(n), rstd = pool_.take(n);
-  model_.backend->layer_norm(x, p.vector(name + ".weight"), p.vector(name + ".bias"), vision.eps, y->floats(), mean->floats(), rstd->floats(), n, vision.width);
-}
-
-void Vision::norm_backward(const std::string& name, const float* dy, const float* x, const Buffer& mean, const Buffer& rstd, float* dx, int64_t n, bool accumulate) {
-  Parameters& p = model_.parameters;
-  model_.backend->layer_norm_grad(dy, x, p.vector(name + ".weight"), mean->floats(), rstd->floats(), dx, p.gradient(name + ".weight"), p.gradient(name + ".bias"), n,
-                                  model_.spec.vision.width, accumulate);
 }
 
 void Vision::linear(const std::string& name, const float* x, float* y, int64_t rows, bool accumulate) {
@@ -113,35 +48,6 @@ void Vision::linear_backward(const std::string& name, const float* dy, const flo
   const auto g = p.linear_gradient(name + ".weight", name + ".bias");
   if (g.weight) model_.backend->linear_grad_weight(dy, x, g.weight, g.bias, rows, w.rows, w.cols);
   if (dx) model_.backend->linear_grad_input(dy, w, dx, rows, false);
-}
-
-void Vision::block_forward(int64_t index, const VisionLayout& layout, Buffer& x, VisionBlockTape& tape) {
-  const VisionSpec& vision = model_.spec.vision;
-  Backend& backend = *model_.backend;
-  const std::string base = block_name(index);
-  const int64_t n = layout.n, W = vision.width, M = vision.mlp_width;
-  const AttentionShape s = attention_shape(vision, layout);
-
-  norm(base + "norm1", x->floats(), tape.normed1, tape.mean1, tape.rstd1, n);
-  tape.qkv = pool_.take(n * 3 * W);
-  linear(base + "attn.qkv", tape.normed1->floats(), tape.qkv->floats(), n, false);
-  backend.rotary(tape.qkv->floats(), 3 * W, 2 * s.H, s.d, layout.cos->floats(), layout.sin->floats(), n, false);  // q and k
-  const StridedPages strided(layout, tape.qkv->floats(), W);
-  const KeyValuePages pages{strided.k.data(), strided.v.data(), strided.start.data(), s.d, 3 * W, kPageRows};
-  tape.mixed = pool_.take(n * W), tape.lse = pool_.take(n * vision.heads);
-  backend.attention(s, tape.qkv->floats(), pages, tape.mixed->floats(), tape.lse->floats());
-  tape.middle = pool_.take(n * W);
-  backend.copy(tape.middle->data(), x->data(), static_cast<size_t>(n * W) * sizeof(float));
-  linear(base + "attn.proj", tape.mixed->floats(), tape.middle->floats(), n, true);
-  tape.input = std::move(x);
-
-  norm(base + "norm2", tape.middle->floats(), tape.normed2, tape.mean2, tape.rstd2, n);
-  tape.up = pool_.take(n * M), tape.active = pool_.take(n * M);
-  linear(base + "mlp.fc1", tape.normed2->floats(), tape.up->floats(), n, false);
-  backend.activate(vision.activation, tape.up->floats(), tape.active->floats(), n * M);
-  x = pool_.take(n * W);
-  backend.copy(x->data(), tape.middle->data(), static_cast<size_t>(n * W) * sizeof(float));
-  linear(base + "mlp.fc2", tape.active->floats(), x->floats(), n, true);
 }
 
 Buffer Vision::forward(const std::vector<uint8_t>& frames, const std::vector<int32_t>& sizes, bool keep, bool recompute, VisionTape* tape) {
@@ -178,13 +84,24 @@ Buffer Vision::forward_crops(const std::vector<CropPatches>& crops, bool keep, b
   return run(keep, recompute, tape);
 }
 
+void Vision::reorder(const VisionLayout& layout, const float* from, float* to, int64_t width, bool back) {
+  const int64_t units = static_cast<int64_t>(layout.unit_order.size());
+  const int32_t* order = layout.unit_order.data();
+  model_.backend->copy_rows(Weight{from, DType::f32, units, width}, back ? nullptr : order, to, back ? order : nullptr, units);
+}
+
 Buffer Vision::run(bool keep, bool recompute, VisionTape* tape) {
   const VisionSpec& vision = model_.spec.vision;
   Backend& backend = *model_.backend;
-  const int64_t n = tape->layout.n, W = vision.width, unit = int64_t{vision.merge} * vision.merge;
+  const int64_t n = tape->layout.n, W = vision.width, unit = vision.unit();
   Buffer x = pool_.take(n * W);
   backend.linear(tape->rows->floats(), model_.parameters.weight("visual.patch_embed.proj.weight"), nullptr, x->floats(), n, false);
   if (!keep) tape->rows.reset();
+  if (vision.is_qwen2_5()) {
+    Buffer windowed = pool_.take(n * W);
+    reorder(tape->layout, x->floats(), windowed->floats(), unit * W, false);
+    x = std::move(windowed);
+  }
   for (int64_t i = 0; i < vision.depth; ++i) {
     VisionBlockTape block;
     block_forward(i, tape->layout, x, block);
@@ -203,41 +120,22 @@ Buffer Vision::run(bool keep, bool recompute, VisionTape* tape) {
   backend.activate(Activation::erf_gelu, tape->hidden->floats(), tape->active->floats(), n * W);
   Buffer tokens = pool_.take(tape->tokens * vision.out_width);
   linear("visual.merger.mlp.2", tape->active->floats(), tokens->floats(), n / unit, false);
-  return tokens;
-}
-
-void Vision::attention_backward(const std::string& base, const VisionLayout& layout, const VisionBlockTape& tape, float* dx) {
-  const VisionSpec& vision = model_.spec.vision;
-  Backend& backend = *model_.backend;
-  const int64_t n = layout.n, W = vision.width;
-  const AttentionShape s = attention_shape(vision, layout);
-  Buffer dmixed = pool_.take(n * W), dqkv = pool_.take(n * 3 * W), dnormed = pool_.take(n * W);
-  linear_backward(base + "attn.proj", dx, tape.mixed->floats(), dmixed->floats(), n);
-  backend.fill(dqkv->floats(), 0.0f, n * 3 * W);  // keys and values are added to
-  const StridedPages strided(layout, tape.qkv->floats(), W), gradient(layout, dqkv->floats(), W);
-  const KeyValuePages pages{strided.k.data(), strided.v.data(), strided.start.data(), s.d, 3 * W, kPageRows};
-  backend.attention_grad(s, tape.qkv->floats(), pages, tape.mixed->floats(), tape.lse->floats(), dmixed->floats(), dqkv->floats(), gradient.k.data(), gradient.v.data());
-  backend.rotary(dqkv->floats(), 3 * W, 2 * s.H, s.d, layout.cos->floats(), layout.sin->floats(), n, true);
-  linear_backward(base + "attn.qkv", dqkv->floats(), tape.normed1->floats(), dnormed->floats(), n);
-  norm_backward(base + "norm1", dnormed->floats(), tape.input->floats(), tape.mean1, tape.rstd1, dx, n, true);
-}
-
-void Vision::block_backward(int64_t index, const VisionLayout& layout, const VisionBlockTape& tape, float* dx) {
-  const VisionSpec& vision = model_.spec.vision;
-  const std::string base = block_name(index);
-  const int64_t n = layout.n;
-  Buffer dactive = pool_.take(n * vision.mlp_width), dnormed = pool_.take(n * vision.width);
-  linear_backward(base + "mlp.fc2", dx, tape.active->floats(), dactive->floats(), n);
-  model_.backend->activate_grad(vision.activation, tape.up->floats(), dactive->floats(), dactive->floats(), n * vision.mlp_width);
-  linear_backward(base + "mlp.fc1", dactive->floats(), tape.normed2->floats(), dnormed->floats(), n);
-  norm_backward(base + "norm2", dnormed->floats(), tape.middle->floats(), tape.mean2, tape.rstd2, dx, n, true);
-  attention_backward(base, layout, tape, dx);
+  if (!vision.is_qwen2_5()) return tokens;
+  Buffer ordered = pool_.take(tape->tokens * vision.out_width);
+  reorder(tape->layout, tokens->floats(), ordered->floats(), vision.out_width, true);
+  return ordered;
 }
 
 Buffer Vision::merger_backward(const VisionTape& tape, const float* dtokens) {
   const VisionSpec& vision = model_.spec.vision;
-  const int64_t n = tape.layout.n, W = vision.width, units = n / (int64_t{vision.merge} * vision.merge);
+  const int64_t n = tape.layout.n, W = vision.width, units = n / vision.unit();
   Buffer dactive = pool_.take(n * W), dnormed = pool_.take(n * W), dx = pool_.take(n * W);
+  Buffer windowed;
+  if (vision.is_qwen2_5()) {
+    windowed = pool_.take(units * vision.out_width);
+    reorder(tape.layout, dtokens, windowed->floats(), vision.out_width, false);
+    dtokens = windowed->floats();
+  }
   linear_backward("visual.merger.mlp.2", dtokens, tape.active->floats(), dactive->floats(), units);
   model_.backend->activate_grad(Activation::erf_gelu, tape.hidden->floats(), dactive->floats(), dactive->floats(), n * W);
   linear_backward("visual.merger.mlp.0", dactive->floats(), tape.normed->floats(), dnormed->floats(), units);
@@ -257,8 +155,14 @@ void Vision::backward(VisionTape& tape, const float* dtokens) {
     block_backward(i, tape.layout, block, dx->floats());
     block = VisionBlockTape{};
   }
-  if (float* g = model_.parameters.gradient("visual.patch_embed.proj.weight"))
-    model_.backend->linear_grad_weight(dx->floats(), tape.rows->floats(), g, nullptr, tape.layout.n, vision.width, patch_width());
+  float* g = model_.parameters.gradient("visual.patch_embed.proj.weight");
+  if (!g) return;
+  if (vision.is_qwen2_5()) {
+    Buffer ordered = pool_.take(tape.layout.n * vision.width);
+    reorder(tape.layout, dx->floats(), ordered->floats(), vision.unit() * vision.width, true);
+    dx = std::move(ordered);
+  }
+  model_.backend->linear_grad_weight(dx->floats(), tape.rows->floats(), g, nullptr, tape.layout.n, vision.width, patch_width());
 }
 
 }  // namespace plumbline

@@ -1,6 +1,7 @@
 #pragma once
-// Vision tower and merger of Qwen2-VL, forward and backward (algorithms, section 1): patches -> linear -> blocks (LayerNorm,
-// full attention within a frame, 2-D rotary, MLP) -> LayerNorm, merge x merge neighbours side by side, linear, GELU, linear.
+// Vision tower and merger, forward and backward (algorithms, section 1): patches -> linear -> blocks (norm, attention, 2-D rotary,
+// MLP) -> norm, merge x merge neighbours side by side, linear, GELU, linear. Qwen2-VL: LayerNorm, attention within a frame, MLP.
+// Qwen2.5-VL: RMSNorm, attention within windows in most blocks, SwiGLU; rows run window after window between embedding and merger.
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -8,26 +9,20 @@
 
 #include "memory.h"
 #include "model.h"
+#include "vision_layout.h"
 
 namespace plumbline {
 
-struct VisionLayout {                // host-side description of the pictures of one call
-  std::vector<int32_t> cu_patches;   // [F+1] patch rows of each frame
-  std::vector<int32_t> frame_patches;// [F]
-  int64_t n = 0;                     // patches in all
-  Buffer cos, sin;                   // [n, d/2]
-};
-
 struct VisionBlockTape {
-  Buffer input, mean1, rstd1, normed1;  // [n, W], [n], [n], [n, W]
+  Buffer input, mean1, rstd1, normed1;  // [n, W], [n] (LayerNorm only), [n], [n, W]
   Buffer qkv, mixed, lse;               // [n, 3W] turned, [n, W], [n, H]
   Buffer middle, mean2, rstd2, normed2; // [n, W] after the attention's residual, ...
-  Buffer up, active;                    // [n, M] before and after the activation
+  Buffer up, active;                    // [n, M] ([n, 2M] gate and up) before and [n, M] after the activation
 };
 
 struct VisionTape {                  // one encode() call
   VisionLayout layout;
-  Buffer rows;                       // [n, channels * temporal * patch^2]
+  Buffer rows;                       // [n, channels * temporal * patch^2], in the pictures' own order
   std::vector<VisionBlockTape> blocks;
   Buffer final, mean, rstd, normed;  // [n, W]
   Buffer hidden, active;             // [n / merge^2, W merge^2] before and after the GELU
@@ -52,9 +47,16 @@ class Vision {
   // sizes [n, 3]; fill(picture, rows) makes the patch rows of one picture.
   void prepare(const std::vector<int32_t>& sizes, const std::function<void(size_t, float*)>& fill, VisionTape* tape);
   Buffer run(bool keep, bool recompute, VisionTape* tape);
+  // Rows of `width` values, one for each merged unit, from the pictures' order to the layout's, or back. Only where there are windows.
+  void reorder(const VisionLayout& layout, const float* from, float* to, int64_t width, bool back);
+  const Segments& segments_of(int64_t index, const VisionLayout& layout) const;
   void block_forward(int64_t index, const VisionLayout& layout, Buffer& x, VisionBlockTape& tape);
   void block_backward(int64_t index, const VisionLayout& layout, const VisionBlockTape& tape, float* dx);
-  void attention_backward(const std::string& base, const VisionLayout& layout, const VisionBlockTape& tape, float* dx);
+  void attention_forward(const std::string& base, const VisionLayout& layout, const Segments& segments, const Buffer& x, VisionBlockTape& tape);
+  void attention_backward(const std::string& base, const VisionLayout& layout, const Segments& segments, const VisionBlockTape& tape, float* dx);
+  // x [n, W] receives what the MLP adds; dnormed [n, W] the gradient of its input.
+  void mlp_forward(const std::string& base, int64_t n, VisionBlockTape& tape, float* x);
+  void mlp_backward(const std::string& base, int64_t n, const VisionBlockTape& tape, const float* dx, float* dnormed);
   Buffer merger_backward(const VisionTape& tape, const float* dtokens);
   void norm(const std::string& name, const float* x, Buffer& y, Buffer& mean, Buffer& rstd, int64_t n);
   void norm_backward(const std::string& name, const float* dy, const float* x, const Buffer& mean, const Buffer& rstd, float* dx, int64_t n, bool accumulate);

@@ -43,6 +43,15 @@ void read_three(const Argument& from, double min, std::array<float, 3>* values) 
   for (size_t i = 0; i < 3; ++i) (*values)[i] = static_cast<float>(parts[i].number(min, 1e6));
 }
 
+// Absent: the tower of Qwen2-VL.
+void read_windows(const Argument& from, VisionSpec* vision) {
+  if (from.absent()) return;
+  vision->window = static_cast<int32_t>(from.field("side").integer(1, kMaxWidth));
+  for (const Argument& block : from.field("fullAttentionBlocks").elements(kMaxLayers))
+    vision->full_attention_blocks.push_back(static_cast<int32_t>(block.integer(0, kMaxLayers)));
+  require(vision->activation == Activation::silu, "ERR_UNSUPPORTED", "[Model] Expected vision.activation to be 'silu' in a tower with vision.windows but received another");
+}
+
 VisionSpec read_vision(const Argument& from) {
   VisionSpec vision{};
   vision.depth = from.field("depth").integer(0, kMaxLayers);
@@ -58,6 +67,7 @@ VisionSpec read_vision(const Argument& from) {
   vision.temporal = static_cast<int32_t>(from.field("temporal").integer(1, 16));
   read_three(from.field("imageMean"), -1e6, &vision.image_mean);
   read_three(from.field("imageStd"), 1e-6, &vision.image_std);
+  read_windows(from.field("windows"), &vision);
   const int64_t head_dim = vision.width / vision.heads;
   require(vision.width % vision.heads == 0 && head_dim % 4 == 0 && head_dim <= kMaxHeadDim, "ERR_SHAPE",
           "[Model] Expected vision.width to be vision.heads = " + text(vision.heads) + " heads of a multiple of 4, at most " + text(kMaxHeadDim) + ", but received " + text(vision.width));

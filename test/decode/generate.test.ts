@@ -2,6 +2,7 @@ import { generate, stream, type GenerateEvent, type GenerateRequest } from '../.
 import { END, fakeModel, GEOMETRY, hashedLogits, picture } from './fakeModel';
 
 const IMAGE = GEOMETRY.imageToken;
+const VIDEO = GEOMETRY.videoToken;
 const REQUESTS: GenerateRequest<string>[] = [
   { promptIds: [1, 2, 3], latentSteps: 0 },
   { promptIds: [4, IMAGE, IMAGE, 5], pictures: [picture(1, 2)], latentSteps: 3, maxNewTokens: 4 },
@@ -54,6 +55,18 @@ describe('rows', () => {
     const model = fakeModel({ logitsOf: scripted([0, 0, 0, 0, 0, 0, 0, 7, END]) });
     await generate(model, [{ promptIds: [1, ...new Array<number>(6).fill(IMAGE), 2], pictures: [picture(2, 3)] }]);
     expect([...model.passes[1]!.positions]).toEqual([5, 5, 5]);   // 0, picture 1..3, 4, then 5
+  });
+  test('the frames of a video are as far apart as its seconds say, where the model counts them', async () => {
+    const base = fakeModel({ logitsOf: scripted([0, 0, 0, 0, 7, END]) });
+    const model = { ...base, geometry: { ...GEOMETRY, tokensPerSecond: 2 } };
+    const video = { ...picture(1, 1), frames: 5, pixels: new Uint8Array(5 * 28 * 28 * 3) };   // 3 temporal patches
+    for (const [secondsPerGrid, times] of [[1.25, [1, 3, 6]], [undefined, [1, 3, 5]]] as const) {
+      base.passes.length = 0;
+      await generate(model, [{ promptIds: [1, VIDEO, VIDEO, VIDEO, 2], pictures: [{ ...video, ...(secondsPerGrid === undefined ? {} : { secondsPerGrid }) }] }]);
+      const next = times[2] + 1;
+      expect([...base.passes[0]!.positions]).toEqual([0, ...times, next, 0, 1, 1, 1, next, 0, 1, 1, 1, next]);
+      expect([...base.passes[1]!.positions]).toEqual([next + 1, next + 1, next + 1]);
+    }
   });
   test('finished sequences leave the batch and are freed', async () => {
     const model = fakeModel();

@@ -203,9 +203,16 @@ describe('a checkpoint is refused by name', () => {
     await refused('ERR_CHECKPOINT', `Expected JSON in ${path(name)}`);
   });
 
-  test('Qwen2.5-VL', async () => {
-    writeJson('config.json', { ...readJson('config.json'), model_type: 'qwen2_5_vl' });
-    await refused('ERR_UNSUPPORTED', 'Qwen2.5-VL is not supported yet');
+  test('another kind of model', async () => {
+    writeJson('config.json', { ...readJson('config.json'), model_type: 'qwen3_vl' });
+    await refused('ERR_UNSUPPORTED', "only 'qwen2_vl' and 'qwen2_5_vl' are supported");
+  });
+
+  test('a Qwen2.5-VL config beside the weights of a Qwen2-VL', async () => {
+    const config = readJson('config.json');
+    const { embed_dim: width, hidden_size: out, mlp_ratio: _, hidden_act: __, ...tower } = config['vision_config'] as Record<string, unknown>;
+    writeJson('config.json', { ...config, model_type: 'qwen2_5_vl', vision_config: { ...tower, hidden_size: width, out_hidden_size: out, intermediate_size: 32 } });
+    await refused('ERR_CHECKPOINT', "[load] Expected tensor 'visual.blocks.0.mlp.gate_proj.weight', 'visual.blocks.0.mlp.gate_proj.bias', 'visual.blocks.0.mlp.up_proj.weight' and 9 more but received a checkpoint without them. Download the missing files, or correct the sizes in config.json.");
   });
 
   test('more memory than there is, before it is taken', async () => {

@@ -92,8 +92,7 @@ test.each<[string, unknown, string]>([
 });
 
 test.each<[string, unknown, string]>([
-  ['model_type', 'qwen2_5_vl', 'Qwen2.5-VL is not supported yet'],
-  ['model_type', 'llama', "only 'qwen2_vl' is supported"],
+  ['model_type', 'llama', "only 'qwen2_vl' and 'qwen2_5_vl' are supported"],
   ['hidden_act', 'gelu', "the decoder's activation must be 'silu'"],
   ['rope_scaling.type', 'yarn', "only 'mrope' and 'default' are implemented"],
   ['quantization_config', { bits: 4 }, 'quantised weights are not supported'],

@@ -3,13 +3,16 @@ import { mropePositions, type Grid } from '../../lib/model/positions';
 import { readTensors } from '../parity/goldens';
 
 const GEOMETRY = { imageToken: 303, videoToken: 304, merge: 2 };
-const golden = readTensors(join(__dirname, '../fixtures/tiny-qwen2/positions.safetensors'));
+const QWEN25 = { ...GEOMETRY, tokensPerSecond: 2 };
 const layouts = ['text', 'image', 'wide', 'images', 'video', 'slow_video', 'fast_video'];
+type Tensors = ReturnType<typeof readTensors>;
 
-/** Grids in the order of their tokens: images and videos come in separate lists. */
-function gridsInOrder(name: string, ids: ArrayLike<number>): Grid[] {
+/** Grids, and the seconds of videos, in the order of their tokens: images and videos come in separate lists. */
+function picturesInOrder(golden: Tensors, name: string, ids: ArrayLike<number>): { grids: Grid[]; seconds: (number | undefined)[] } {
   const lists = new Map([[303, [...(golden.get(`in.${name}.image_grids`) ?? [])]], [304, [...(golden.get(`in.${name}.video_grids`) ?? [])]]]);
+  const videoSeconds = [...golden.get(`in.${name}.seconds`)!];
   const grids: Grid[] = [];
+  const seconds: (number | undefined)[] = [];
   for (let i = 0; i < ids.length; ) {
     const list = lists.get(ids[i]!);
     if (list === undefined) {
@@ -18,16 +21,58 @@ function gridsInOrder(name: string, ids: ArrayLike<number>): Grid[] {
     }
     const grid = list.splice(0, 3) as unknown as Grid;
     grids.push(grid);
+    seconds.push(ids[i] === 304 ? videoSeconds.shift() : undefined);
     i += (grid[0] * grid[1] * grid[2]) / 4;
   }
-  return grids;
+  return { grids, seconds };
 }
 
-test.each(layouts)('position ids of %s equal the oracle\'s', (name) => {
-  const ids = golden.get(`in.${name}.ids`)!;
-  const { positions, delta } = mropePositions(ids, gridsInOrder(name, ids), GEOMETRY);
-  expect([...positions]).toEqual([...golden.get(`out.${name}.positions`)!]);
-  expect(delta).toBe(golden.get(`out.${name}.delta`)![0]);
+describe.each([['tiny-qwen2', GEOMETRY], ['tiny-qwen2_5', QWEN25]])('%s', (variant, geometry) => {
+  const golden = readTensors(join(__dirname, `../fixtures/${variant}/positions.safetensors`));
+
+  test.each(layouts)('position ids of %s equal the oracle\'s', (name) => {
+    const ids = golden.get(`in.${name}.ids`)!;
+    const { grids, seconds } = picturesInOrder(golden, name, ids);
+    const { positions, delta } = mropePositions(ids, grids, geometry, seconds);
+    expect([...positions]).toEqual([...golden.get(`out.${name}.positions`)!]);
+    expect(delta).toBe(golden.get(`out.${name}.delta`)![0]);
+  });
+});
+
+describe('frames of Qwen2.5-VL are as far apart as in time', () => {
+  /** Temporal ids of a video of `frames` rows, and the id of the text behind it. */
+  const times = (frames: number, tokensPerSecond: number, seconds?: number): number[] => {
+    const ids = [...Array<number>(frames).fill(304), 7];
+    return [...mropePositions(ids, [[frames, 2, 2]], { ...GEOMETRY, tokensPerSecond }, seconds === undefined ? [] : [seconds]).positions.subarray(0, frames + 1)];
+  };
+
+  test('in whole ids, cut off, and 1 second when nothing is said', () => {
+    expect(times(4, 2)).toEqual([0, 2, 4, 6, 7]);
+    expect(times(4, 2, 1.25)).toEqual([0, 2, 5, 7, 8]);
+    expect(times(3, 4, 0)).toEqual([0, 0, 0, 1]);
+  });
+
+  test('rounded to float32 after each factor, as the reference does', () => {
+    // torch 2.13. In doubles, frames 3 and 6 of the first would be 20 and 41; unrounded float32 factors would give 6, 13, 20 ...;
+    // rounding the whole product once, frame 15 of the second would be 105.
+    expect(times(7, 10, 0.7)).toEqual([0, 7, 14, 21, 28, 35, 42, 43]);
+    expect(times(16, 100, 0.07).slice(14)).toEqual([98, 104, 105]);
+  });
+
+  test('an image has no time, and seconds mean nothing to Qwen2-VL', () => {
+    expect([...mropePositions([303, 303, 7], [[2, 2, 2]], QWEN25, [9]).positions]).toEqual([0, 0, 1, 0, 0, 1, 0, 0, 1]);
+    expect([...mropePositions([304, 304, 7], [[2, 2, 2]], GEOMETRY, [9]).positions]).toEqual([0, 1, 2, 0, 0, 2, 0, 0, 2]);
+  });
+
+  test.each<[unknown, string, string]>([
+    [[-1], 'ERR_RANGE', 'secondsPerGrid 0 to be a number of at least 0 but received -1'],
+    [[NaN], 'ERR_RANGE', 'secondsPerGrid 0 to be a number of at least 0 but received NaN'],
+    [['1'], 'ERR_ARGUMENT', 'secondsPerGrid 0 to be a number of at least 0 but received "1"'],
+    [1, 'ERR_ARGUMENT', 'secondsPerGrid to be an array but received 1'],
+    [[1e8], 'ERR_RANGE', 'a video of at most 16777216 temporal position ids but received 2 temporal patches of 100000000 s at 2 ids per second'],
+  ])('%p is refused', (seconds, code, message) => {
+    expect(() => mropePositions([304, 304], [[2, 2, 2]], QWEN25, seconds as never)).toThrow(expect.objectContaining({ name: 'LibError', code, message: `[positions] Expected ${message}` }));
+  });
 });
 
 test('two pictures side by side, without text between them', () => {

@@ -1,9 +1,8 @@
 /** Runs every golden file of a directory that this version supports. Used by `npm run parity` and by test/parity/parity.test.ts. */
 import { chooseDevice } from '../../lib/device';
-import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { codeOf } from '../../lib/errors';
-import { parseConfig, toNativeSpec } from '../../lib/model/config';
+import { openCheckpoint } from '../../lib/model/checkpoint';
+import { toNativeSpec } from '../../lib/model/config';
 import { parseImageSettings } from '../../lib/model/imageSettings';
 import { LatentModel } from '../../lib/latentModel';
 import { native } from '../../lib/native';
@@ -109,40 +108,25 @@ export async function runDirectory(directory: string, onResult: (result: FileRes
     }
     const checkpoint = join(directory, variant, 'checkpoint');
     if (!hasCheckpoint(checkpoint)) throw new Error(`${checkpoint} has no config.json`);
-    const unsupported = unsupportedKind(checkpoint);
-    if (unsupported !== undefined) {
-      await runVariantFiles(directory, variant, manifest, async (name, report) => {
-        if (name !== 'preprocess') return unsupported;
-        await runPreprocess(report, native());
-        return undefined;
-      }, keep);
-      continue;
-    }
-    // bf16 checkpoints are computed in f32 from their rounded weights, as the goldens are
-    const model = await LatentModel.load(checkpoint, { dtype: 'f32' });
-    try {
-      const files = manifest.variants[variant]?.files ?? {};
-      const goldenOf = (file: string): Golden => {
-        const entry = files[file];
-        if (entry === undefined) throw new Error(`${variant} has no golden file ${file}`);
-        return new Golden(entry, join(directory, variant, entry.file));
-      };
-      await runVariantFiles(directory, variant, manifest, (name, report) => runModelFile(name, report, model, goldenOf, checkpoint), keep);
-    } finally {
-      model.dispose();
+    const { dtype: stored } = await openCheckpoint(checkpoint);
+    const files = manifest.variants[variant]?.files ?? {};
+    const goldenOf = (file: string): Golden => {
+      const entry = files[file];
+      if (entry === undefined) throw new Error(`${variant} has no golden file ${file}`);
+      return new Golden(entry, join(directory, variant, entry.file));
+    };
+    // The goldens of a bf16 checkpoint are computed from its rounded weights, and sums are f32 always: both storages hold the same model.
+    for (const dtype of stored === 'bf16' ? (['f32', 'bf16'] as const) : (['f32'] as const)) {
+      const model = await LatentModel.load(checkpoint, { dtype });
+      try {
+        await runVariantFiles(directory, variant, manifest, (name, report) => runModelFile(name, report, model, goldenOf, checkpoint), (result) => {
+          keep(dtype === 'bf16' ? { ...result, file: `${result.file} in bf16` } : result);
+        });
+      } finally {
+        model.dispose();
+      }
     }
   }
   if (results.length === 0) throw new Error(`${directory} holds no golden files`);
   return results;
-}
-
-/** Why a checkpoint's kind of model cannot be loaded, or undefined. */
-function unsupportedKind(checkpoint: string): string | undefined {
-  try {
-    parseConfig(JSON.parse(readFileSync(join(checkpoint, 'config.json'), 'utf8')));
-    return undefined;
-  } catch (error) {
-    if (codeOf(error) === 'ERR_UNSUPPORTED') return (error as Error).message;
-    throw error;
-  }
 }

@@ -186,6 +186,7 @@ test.each<[string, SequenceInput[], string, string]>([
   ['a picture of another size', [{ ...PICTURED, pictures: [picture(3, 1)] }], 'ERR_SHAPE', 'Expected the prompt of sequence 0 to have 3 picture tokens, one per merged patch of its 1 picture(s), but received 2'],
   ['a side that is no multiple', [{ ...PICTURED, pictures: [{ ...picture(1, 2), height: 27 }] }], 'ERR_SHAPE', 'Expected height of picture 0 of sequence 0 to be a multiple of 28 but received 27; resize it with the processor'],
   ['too few pixels', [{ ...PICTURED, pictures: [{ ...picture(1, 2), pixels: new Uint8Array(3) }] }], 'ERR_SHAPE', 'Expected pixels of picture 0 of sequence 0 to have frames*height*width*3 = 4704 elements but received 3'],
+  ['time that runs backwards', [{ ...PICTURED, pictures: [{ ...picture(1, 2), secondsPerGrid: -1 }] }], 'ERR_RANGE', 'Expected secondsPerGrid of picture 0 of sequence 0 to be a number of at least 0 but received -1'],
   ['a picture that is none', [{ ...PICTURED, pictures: [null as never] }], 'ERR_ARGUMENT', 'Expected picture 0 of sequence 0 to be an object but received null'],
   ['an original that is none', [{ ...PICTURED, pictures: [{ ...picture(1, 2), original: 5 as never }] }], 'ERR_ARGUMENT', 'Expected original of picture 0 of sequence 0 to be an object but received 5'],
   ['an original without a side', [{ ...PICTURED, pictures: [{ ...picture(1, 2), original: { pixels: new Uint8Array(0), height: 0, width: 1 } }] }], 'ERR_RANGE', 'Expected height of the original of picture 0 of sequence 0 to be an integer from 1 to 1048576 but received 0'],
