@@ -4,19 +4,13 @@
 //        hardly ever
 //   cost a thread makes two neighbours, which share a radius and an angle; bound by f64 arithmetic. Weights are drawn once in a model's life
 //   limits: none
+#include "../src/core/mix.h"
 #include "cuda_backend.h"
 
 namespace plumbline {
 namespace {
 
 constexpr int kThreads = 256;
-
-__host__ __device__ inline uint64_t mix(uint64_t x) {  // splitmix64's finaliser
-  x += 0x9e3779b97f4a7c15ull;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-  return x ^ (x >> 31);
-}
 
 // Pair p of the sequence: its numbers 2 p and 2 p + 1; x holds those of first .. first + size.
 __global__ void __launch_bounds__(kThreads) fill_normal_kernel(float* x, int64_t size, int64_t first, uint64_t key, float scale) {

@@ -3,11 +3,14 @@ export { deviceReport, type CudaReport, type DeviceChoice, type DeviceName, type
 export { LibError, type ErrorCode } from './errors';
 export { native, type NativeAddon, type NativeBuildInfo } from './native';
 export { LatentModel, type CreateOptions, type LoadOptions, type SaveOptions } from './latentModel';
+export type { AdaptedLayer, Adapter, AdapterOptions } from './model/adapter';
 export { openCheckpoint, type Checkpoint } from './model/checkpoint';
 export { configJson, newConfig, parseConfig, type ModelConfig, type ModelGeometry, type ModelKind, type NewModelConfig, type NewVisionConfig, type SpecialTokens, type TextConfig, type VisionConfig } from './model/config';
 export { extraShapes, UNSET_THRESHOLD, type ExtraShape, type FileExtra, type FileExtras } from './model/extras';
 export { decodeImage, smartResize, type ImageSource, type Picture, type RawImage, type RgbImage } from './model/image';
 export { availableMemory, estimateMemory, type MemoryEstimate } from './model/memory';
+export { estimateSession, type SessionEstimate } from './model/sessionMemory';
+export type { EstimateOptions, UseEstimate } from './model/useMemory';
 export type { PromptInput, ReasoningForm } from './model/passes';
 export type { ModelView } from './model/reasoning';
 export { ROW_CLASSES, type RowClass } from './model/rowClass';

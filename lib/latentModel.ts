@@ -1,18 +1,24 @@
 /** A model with its processor: what programs load, create, ask and save. It stands above `model` and `decode`, which it joins. */
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
+import { abortable } from './abort';
 import * as check from './check';
 import { generate, stream, type GenerateEvent, type GenerateOptions, type GenerateRequest, type GenerateResult } from './decode/generate';
 import { chooseDevice, type DeviceChoice, type DeviceName } from './device';
 import { fail, guarded } from './errors';
+import { makeAdapter, type Adapter, type AdapterOptions } from './model/adapter';
+import { ADAPTER_CONFIG, baseDirectory } from './model/adapterFiles';
+import { saveAdapter } from './model/adapterWeights';
 import { openCheckpoint, readCompanions, type CompanionFiles } from './model/checkpoint';
 import { modelGeometry, newConfig, type ModelConfig, type ModelGeometry, type NewModelConfig } from './model/config';
-import { readJson } from './model/files';
+import { exists, readJson } from './model/files';
 import { parseImageSettings, type ImageSettings } from './model/imageSettings';
+import { estimateUse, type EstimateOptions, type UseEstimate } from './model/useMemory';
 import { makeProcessor, type EncodedPrompt, type Message, type Processor } from './model/processor';
 import { isObject } from './model/jsonReader';
+import { requireMergeMemory } from './model/memory';
 import { makePreset, PLAIN, type Preset, type PresetChanges, type PresetName } from './model/preset';
 import { MAX_LATENTS, parseGeneration, parseRecord, type GenerationDefaults, type LatentRecord } from './model/record';
-import { initializeWeights, loadWeights, readWeights, saveCheckpoint, type LoadProgress } from './model/weights';
+import { initializeWeights, loadWeights, memoryOf, readWeights, saveCheckpoint, type LoadProgress } from './model/weights';
 import { native, type NativeModel, type NativeSession, type NativeSessionOptions, type StorageDType } from './native';
 
 export interface LoadOptions {
@@ -22,7 +28,12 @@ export interface LoadOptions {
   device?: DeviceChoice;
   /** A preset by name, or switches to change: of the preset `name` when that is given, else of the recorded one. Default: as recorded. */
   preset?: PresetName | PresetChanges;
-  /** Of the parameters that the preset needs and the checkpoint lacks (default 0). */
+  /**
+   * A low-rank adapter on the weights: the directory of one as PEFT saves it, or the shape of a new one, which changes nothing until it is
+   * trained. Training a model with an adapter trains the adapter.
+   */
+  adapter?: string | AdapterOptions;
+  /** Of the parameters that the preset and a new adapter need and the checkpoint lacks (default 0). */
   seed?: number;
   signal?: AbortSignal;
   onProgress?: (progress: LoadProgress) => void;
@@ -42,6 +53,8 @@ export interface CreateOptions {
   latentSteps?: number;
   /** A preset by name, or switches that differ from those of `name` ('default' when not given). Default: `PLAIN`, no replay and no routing. */
   preset?: PresetName | PresetChanges;
+  /** A low-rank adapter on the weights. */
+  adapter?: AdapterOptions;
   signal?: AbortSignal;
   maxMemoryBytes?: number;
 }
@@ -60,6 +73,7 @@ interface Parts {
   generation: GenerationDefaults;
   record: LatentRecord;
   companions: CompanionFiles;
+  adapter?: Adapter | undefined;
 }
 
 type AskOptions = Partial<GenerateOptions>;
@@ -85,9 +99,12 @@ export class LatentModel {
   readonly generation: GenerationDefaults;
   /** Text of ids; absent without a tokenizer. */
   readonly decodeText?: (ids: readonly number[]) => string;
+  /** Low-rank matrices on its linear layers. */
+  readonly adapter?: Adapter;
   readonly #parts: Parts;
   readonly #native: NativeModel;
   #disposed = false;
+  #merged: 'no' | 'kept' | 'for good' = 'no';
 
   private constructor(parts: Parts, dtype: StorageDType, processor: Processor, model: NativeModel, device: DeviceName) {
     this.#parts = parts;
@@ -99,25 +116,30 @@ export class LatentModel {
     this.processor = processor;
     this.record = parts.record;
     this.generation = parts.generation;
+    if (parts.adapter !== undefined) this.adapter = parts.adapter;
     if (processor.tokenizer !== undefined) this.decodeText = processor.decode;
   }
 
   /**
-   * Loads a Hugging Face directory of a Qwen2-VL or Qwen2.5-VL model, or one that `save` wrote.
+   * Loads a Hugging Face directory of a Qwen2-VL or Qwen2.5-VL model, one that `save` wrote, or that of an adapter whose base lies where it
+   * says.
    *
    * @throws {LibError} `ERR_CHECKPOINT` naming file, tensor or key; `ERR_UNSUPPORTED` for other models; `ERR_ARGUMENT` and
    *   `ERR_RANGE` for options; `ERR_OUT_OF_MEMORY` before anything is taken; `signal.reason` when aborted.
    */
   static async load(directory: string, options: LoadOptions = {}): Promise<LatentModel> {
     check.string('load', 'directory', directory);
-    check.options('load', options, ['dtype', 'device', 'preset', 'seed', 'signal', 'onProgress', 'maxMemoryBytes']);
+    check.options('load', options, ['dtype', 'device', 'preset', 'adapter', 'seed', 'signal', 'onProgress', 'maxMemoryBytes']);
     const wanted = check.oneOf('load', 'dtype', options.dtype ?? 'auto', ['auto', 'f32', 'bf16']);
     const seed = check.integer('load', 'seed', options.seed ?? 0, 0);
     const weights = weightOptions('load', options);
-    const checkpoint = await openCheckpoint(directory, options.preset);
+    const { base, saved, fresh } = await adapterOption(directory, options.adapter);
+    const checkpoint = await openCheckpoint(base, options.preset, saved);
     const processor = makeProcessor(checkpoint.config, checkpoint.images, checkpoint.companions);
     const dtype = wanted === 'auto' ? checkpoint.dtype : wanted;
-    return new LatentModel(checkpoint, dtype, processor, await loadWeights(checkpoint, dtype, seed, weights), weights.device);
+    const adapter = fresh === undefined ? checkpoint.adapter?.adapter : makeAdapter(checkpoint.config, fresh, resolve(base));
+    const parts = { ...checkpoint, adapter: saved === undefined || adapter === undefined ? adapter : { ...adapter, base: resolve(base) } };
+    return new LatentModel(parts, dtype, processor, await loadWeights(checkpoint, dtype, seed, weights, adapter), weights.device);
   }
 
   /**
@@ -126,7 +148,7 @@ export class LatentModel {
    * @param config dimensions, or the config of another model.
    */
   static async create(config: NewModelConfig | ModelConfig, options: CreateOptions = {}): Promise<LatentModel> {
-    check.options('create', options, ['dtype', 'device', 'seed', 'processor', 'latentSteps', 'preset', 'signal', 'maxMemoryBytes']);
+    check.options('create', options, ['dtype', 'device', 'seed', 'processor', 'latentSteps', 'preset', 'adapter', 'signal', 'maxMemoryBytes']);
     const dtype = check.oneOf('create', 'dtype', options.dtype ?? 'f32', ['f32', 'bf16']);
     const seed = check.integer('create', 'seed', options.seed ?? 0, 0);
     const latentSteps = options.latentSteps === undefined ? undefined : check.integer('create', 'latentSteps', options.latentSteps, 0, MAX_LATENTS);
@@ -134,10 +156,23 @@ export class LatentModel {
     if (options.processor !== undefined) check.path('create', 'processor', options.processor);
     const made = 'source' in config ? config : newConfig(config);
     const preset = options.preset === undefined ? PLAIN : makePreset(options.preset, made.text.layers);
-    const parts = await newParts(made, options.processor, latentSteps, preset);
+    const adapter = options.adapter === undefined ? undefined : makeAdapter(made, options.adapter, undefined);
+    const parts = { ...await newParts(made, options.processor, latentSteps, preset), adapter };
     const processor = makeProcessor(parts.config, parts.images, parts.companions);
     const weights = weightOptions('create', options);
     return new LatentModel(parts, dtype, processor, await initializeWeights(parts, dtype, seed, weights), weights.device);
+  }
+
+  /**
+   * Says what loading, generating and training will take, without taking any of it; of a directory only the small files and the headers
+   * of the weights are read.
+   *
+   * @param source a directory as for `load`, or a config as for `create`.
+   * @throws {LibError} as `load`; `ERR_ARGUMENT`, `ERR_RANGE` for options.
+   * @example (await LatentModel.estimate('Qwen2-VL-2B-Instruct', { contextTokens: 8192 })).generation.totalBytes
+   */
+  static async estimate(source: string | NewModelConfig | ModelConfig, options: EstimateOptions = {}): Promise<UseEstimate> {
+    return estimateUse('estimate', source, options);
   }
 
   /** The addon's model. @throws {LibError} `ERR_DISPOSED`. */
@@ -171,7 +206,10 @@ export class LatentModel {
     return this.processor.encode(messages);
   }
 
-  /** Answers one request. */
+  /**
+   * Answers one request. What `options` leave open is as generation_config.json says (sampling, repetition penalty, `max_new_tokens`), and
+   * the latent steps as the checkpoint says; `{ temperature: 0 }` takes the likeliest token, with the checkpoint's repetition penalty.
+   */
   async generate(request: GenerateRequest<readonly Message[]>, options: AskOptions = {}): Promise<GenerateResult> {
     const [result] = await this.generateBatch([request], options);
     return result!;
@@ -194,6 +232,58 @@ export class LatentModel {
     const latentSteps = check.integer('save', 'latentSteps', options.latentSteps ?? this.latentSteps, 0, MAX_LATENTS);
     const parts = { ...this.#parts, record: { ...this.record, latentSteps } };
     await saveCheckpoint(directory, this.native, this.dtype, parts, weightOptions('save', options));
+  }
+
+  /**
+   * Writes the adapter as PEFT does (adapter_config.json, adapter_model.safetensors), which `load` and Python read on top of the base, and
+   * beside it what plumbline adds (plumbline.json, plumbline.safetensors). `save` writes the whole model with the adapter folded in.
+   *
+   * @throws {LibError} `ERR_ARGUMENT` for a model without an adapter.
+   */
+  async saveAdapter(directory: string, options: SaveOptions = {}): Promise<void> {
+    check.path('saveAdapter', 'directory', directory);
+    check.options('saveAdapter', options, ['latentSteps', 'signal', 'onProgress']);
+    const latentSteps = check.integer('saveAdapter', 'latentSteps', options.latentSteps ?? this.latentSteps, 0, MAX_LATENTS);
+    await saveAdapter(directory, this.native, this.#adapterFor('saveAdapter'), { ...this.record, latentSteps }, weightOptions('saveAdapter', options));
+  }
+
+  /**
+   * Adds the adapter into the weights: W + alpha/rank B A. Answers are the same up to rounding (bf16 weights round to bf16), and cost no
+   * more than without an adapter. A merged model cannot be trained.
+   *
+   * @param options.keepBase keep a copy of the weights of before, as many bytes as the adapted matrices have, so that `unmergeAdapter`
+   *   brings back the same bits (default true).
+   * @param options.maxMemoryBytes bytes that the copy may take. Default: what is available now; `Infinity` switches the check off.
+   * @throws {LibError} `ERR_ARGUMENT` without an adapter or when it is merged; `ERR_OUT_OF_MEMORY`.
+   */
+  async mergeAdapter(options: { keepBase?: boolean; maxMemoryBytes?: number } = {}): Promise<void> {
+    check.options('mergeAdapter', options, ['keepBase', 'maxMemoryBytes']);
+    const keepBase = check.boolean('mergeAdapter', 'keepBase', options.keepBase ?? true);
+    const { maxMemoryBytes } = weightOptions('mergeAdapter', { device: this.device, ...(options.maxMemoryBytes === undefined ? {} : { maxMemoryBytes: options.maxMemoryBytes }) });
+    const model = this.native;
+    const adapter = this.#adapterFor('mergeAdapter');
+    if (keepBase) requireMergeMemory('mergeAdapter', adapter, this.dtype, maxMemoryBytes ?? memoryOf(this.device));
+    if (this.#merged !== 'no') fail('ERR_ARGUMENT', 'mergeAdapter', 'Expected an adapter that is not merged but received one that is');
+    this.#merged = keepBase ? 'kept' : 'for good';
+    try {
+      await abortable(undefined, () => model.mergeAdapters(keepBase));
+    } catch (error) {
+      this.#merged = 'no';
+      throw error;
+    }
+  }
+
+  /** Takes a merged adapter out again; the weights have the bits of before. @throws {LibError} `ERR_ARGUMENT` when it cannot be. */
+  async unmergeAdapter(): Promise<void> {
+    const model = this.native;
+    this.#adapterFor('unmergeAdapter');
+    if (this.#merged !== 'kept') fail('ERR_ARGUMENT', 'unmergeAdapter', `Expected an adapter that was merged with keepBase but received one that was ${this.#merged === 'no' ? 'not merged' : 'merged without it; load the model again'}`);
+    this.#merged = 'no';
+    await abortable(undefined, () => model.unmergeAdapters());
+  }
+
+  #adapterFor(op: string): Adapter {
+    return this.adapter ?? fail('ERR_ARGUMENT', op, 'Expected a model with an adapter but received one without; load it with the option adapter');
   }
 
   /**
@@ -230,12 +320,20 @@ export class LatentModel {
     this.dispose();
   }
 
-  /** The checkpoint's own latent steps and sampling where a call says nothing. */
+  /** The checkpoint's own latent steps and generation_config.json where a call says nothing. */
   #defaults(options: AskOptions): AskOptions {
     check.object('generate', 'options', options);
-    const { sample, temperature, topK, topP, minP, repetitionPenalty } = this.generation;
-    return { latentSteps: this.latentSteps, repetitionPenalty, ...(sample ? { temperature, topK, topP, minP } : {}), ...options };
+    const { sample, temperature, topK, topP, minP, repetitionPenalty, maxNewTokens } = this.generation;
+    return { latentSteps: this.latentSteps, repetitionPenalty, ...(maxNewTokens === undefined ? {} : { maxNewTokens }), ...(sample ? { temperature, topK, topP, minP } : {}), ...options };
   }
+}
+
+/** The directory of the weights, and the adapter that goes on top: saved in a directory, or a new one. */
+async function adapterOption(directory: string, wanted: string | AdapterOptions | undefined): Promise<{ base: string; saved?: string; fresh?: AdapterOptions }> {
+  if (typeof wanted === 'string') return { base: directory, saved: check.path('load', 'adapter', wanted) };
+  if (wanted !== undefined) return { base: directory, fresh: wanted };
+  const isAdapter = !(await exists(join(directory, 'config.json'))) && await exists(join(directory, ADAPTER_CONFIG));
+  return isAdapter ? { base: await baseDirectory(directory), saved: directory } : { base: directory };
 }
 
 interface CheckedWeightOptions {

@@ -39,7 +39,12 @@ export interface NativeVisionWindows { side: number; fullAttentionBlocks: readon
 /** A parameter beside the backbone (router, token super-resolution, step vector), always f32. */
 export interface NativeExtraSpec { name: string; shape: readonly number[]; }
 
-export interface NativeModelSpec { text: NativeTextSpec; vision: NativeVisionSpec; dtype: StorageDType; extras?: readonly NativeExtraSpec[]; }
+/** A low-rank adapter on a linear layer: s B A drop(x) is added. Its parameters are `lora.<target>.A` [rank, in] and `.B` [out, rank]. */
+export interface NativeAdapterSpec { target: string; rank: number; scale: number; dropout: number; }
+
+export interface NativeModelSpec {
+  text: NativeTextSpec; vision: NativeVisionSpec; dtype: StorageDType; extras?: readonly NativeExtraSpec[]; adapters?: readonly NativeAdapterSpec[];
+}
 
 export interface NativeParameterInfo { name: string; shape: number[]; dtype: StorageDType; trainable: boolean; }
 
@@ -67,6 +72,13 @@ export interface NativeModel {
   writeParameter(name: string, slot: ParameterSlot, data: Float32Array): Promise<void>;
   /** kind 'normal' (mean 0, standard deviation `scale`) or 'constant' (`scale`); seed is a non-negative safe integer. */
   initialize(name: string, kind: 'normal' | 'constant', scale: number, seed: number): Promise<void>;
+  /** Value [shape] of a matrix with its adapter folded in; the plain value of any other parameter. */
+  readMerged(name: string, dtype: 'f32'): Promise<Float32Array>;
+  readMerged(name: string, dtype: 'bf16'): Promise<Uint16Array>;
+  /** W <- W + s B A of every adapted layer. keepBase: the bits of before are kept for `unmergeAdapters`. */
+  mergeAdapters(keepBase: boolean): Promise<void>;
+  unmergeAdapters(): Promise<void>;
+  /** Room for gradients and optimiser state of the parameters that are trainable now, all zero where it is not as it was. */
   enableTraining(): Promise<void>;
   zeroGradients(): Promise<void>;
   /**
@@ -253,7 +265,8 @@ export interface NativeSession {
   backward(routerPenalty: number, token?: NativeCancelToken): Promise<void>;
   /** Of the last `backward`, until the next or `reset`. Needs the option `profile`. */
   gradientNorms(): Promise<NativeGradientNorms>;
-  reset(): Promise<void>;
+  /** dropoutSeed: of the adapters' dropout in what follows (training sessions); absent: no dropout. */
+  reset(dropoutSeed?: number): Promise<void>;
   read(what: NativeReadKind, pass: number, layer: number): Promise<{ data: Float32Array; width: number }>;
   /** Decoder rows computed since the session was made; exact once the promises before it have settled. */
   tokenForwards(): number;

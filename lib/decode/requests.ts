@@ -104,8 +104,9 @@ export function checkedOptions(op: string, model: GenerativeModel<never>, option
   if (full.stop.length > 0 && model.decodeText === undefined) {
     fail('ERR_UNSUPPORTED', op, 'Expected a model with a tokenizer for stop strings but received one without; use stopIds');
   }
-  const endIds = full.stopIds ?? model.endIds;
-  check.array(op, 'stopIds', endIds);
+  check.array(op, 'stopIds', full.stopIds ?? model.endIds);
+  // A table that was cut down may lack an end token of the files; nothing generates it then.
+  const endIds = full.stopIds ?? model.endIds.filter((id) => id < model.geometry.vocab);
   for (const id of endIds) check.integer(op, 'stop id', id, 0, model.geometry.vocab - 1);
   const preset = presetOf(op, model, full);
   return { ...full, endIds: new Set(endIds), preset, form: full.recompute ? 'recompute' : 'cached' };

@@ -11,7 +11,7 @@ export interface SamplingOptions {
   topP: number;
   /** Drop tokens less likely than this share of the most likely one; 0 = none. */
   minP: number;
-  /** Logits of tokens that were seen (prompt included) are divided by this when positive, multiplied when negative; 1 = off. */
+  /** Logits of tokens that were seen (all of the prompt included, image tokens too) are divided by this when positive, multiplied when negative; 1 = off. */
   repetitionPenalty: number;
 }
 

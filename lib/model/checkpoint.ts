@@ -7,11 +7,13 @@ import * as check from '../check';
 import { fail } from '../errors';
 import type { NativeFileTensor, StorageDType } from '../native';
 import { parseConfig, withVocab, type ModelConfig } from './config';
-import { checkExtraShapes, extraShapes, readExtras, type FileExtras } from './extras';
+import { adaptableLayers } from './adapter';
+import { openAdapter, type FileAdapter } from './adapterFiles';
+import { checkExtraShapes, extraShapes, EXTRAS_FILE, readExtras, type FileExtras } from './extras';
 import { exists, readJson, readText } from './files';
 import { parseImageSettings, type ImageSettings } from './imageSettings';
 import { isObject, own } from './jsonReader';
-import { EMBEDDING, parameterShapes, sizeOf } from './parameterShapes';
+import { canonicalName, EMBEDDING, parameterShapes, sizeOf } from './parameterShapes';
 import { makePreset, type PresetChanges, type PresetName } from './preset';
 import { parseGeneration, parseRecord, type GenerationDefaults, type LatentRecord } from './record';
 import { readHeader, type TensorEntry } from './safetensors';
@@ -38,6 +40,8 @@ export interface Checkpoint {
   readonly ignored: readonly string[];
   /** Tensors beside the backbone, those too that the preset does not need. */
   readonly extras: FileExtras;
+  /** An adapter of PEFT on top. */
+  readonly adapter?: FileAdapter;
 }
 
 const SINGLE = 'model.safetensors';
@@ -54,10 +58,12 @@ interface Found {
  * @param directory holds config.json and model.safetensors (or shards and their index); tokenizer, template and preprocessing
  *   files are taken where present.
  * @param preset a name, or changes of the recorded preset; the checkpoint's record says the outcome.
+ * @param adapterDirectory holds an adapter as PEFT saves it; what lies beside it (plumbline.json, plumbline.safetensors, tokenizer files)
+ *   counts instead of the base's.
  * @throws {LibError} `ERR_CHECKPOINT` naming the file and the tensor or key, `ERR_UNSUPPORTED` for other kinds of model,
  *   `ERR_ARGUMENT` and `ERR_RANGE` for the preset.
  */
-export async function openCheckpoint(directory: string, preset: PresetName | PresetChanges = {}): Promise<Checkpoint> {
+export async function openCheckpoint(directory: string, preset: PresetName | PresetChanges = {}, adapterDirectory?: string): Promise<Checkpoint> {
   check.string('load', 'directory', directory);
   const rawConfig = await readJson(join(directory, 'config.json'));
   if (rawConfig === undefined) return fail('ERR_CHECKPOINT', 'load', `Expected config.json in ${directory} but received no such file. Give the directory of a Hugging Face checkpoint.`);
@@ -66,9 +72,11 @@ export async function openCheckpoint(directory: string, preset: PresetName | Pre
   const config = withVocab(stated, tableRows(found, stated));
   const { files, ignored, dtype } = matchParameters(found, config);
   const { layers, hidden } = config.text;
-  const recorded = parseRecord(await readJson(join(directory, 'plumbline.json')), layers);
+  const adapter = adapterDirectory === undefined ? undefined : await openAdapter(adapterDirectory, adaptableLayers(config));
+  const beside = async (file: string): Promise<string> => (adapterDirectory !== undefined && await exists(join(adapterDirectory, file)) ? adapterDirectory : directory);
+  const recorded = parseRecord(await readJson(join(await beside('plumbline.json'), 'plumbline.json')), layers);
   const record = Object.freeze({ ...recorded, preset: makePreset(preset, layers, recorded.preset) });
-  const extras = await readExtras(directory);
+  const extras = await readExtras(await beside(EXTRAS_FILE));
   const held = new Set(extras.tensors.map(({ name }) => name));
   const lost = extraShapes(recorded.preset, hidden).find(({ name }) => !held.has(name));
   if (lost !== undefined) {
@@ -79,7 +87,8 @@ export async function openCheckpoint(directory: string, preset: PresetName | Pre
     directory, config, files, ignored, dtype, record, extras,
     images: parseImageSettings(await readPreprocessing(directory), config.vision),
     generation: parseGeneration(await readJson(join(directory, 'generation_config.json')), config.source),
-    companions: await readCompanions(directory),
+    companions: new Map([...await readCompanions(directory), ...(adapterDirectory === undefined ? [] : await readCompanions(adapterDirectory))]),
+    ...(adapter === undefined ? {} : { adapter }),
   });
 }
 
@@ -98,12 +107,6 @@ export async function readCompanions(directory: string): Promise<CompanionFiles>
     if (text !== undefined) files.set(name, text);
   }
   return files;
-}
-
-/** Classic names are `model.*` and `visual.*`; newer files write `model.language_model.*` and `model.visual.*`. */
-function canonicalName(name: string): string {
-  if (name.startsWith('model.language_model.')) return `model.${name.slice('model.language_model.'.length)}`;
-  return name.startsWith('model.visual.') ? name.slice('model.'.length) : name;
 }
 
 async function findTensors(directory: string): Promise<Map<string, Found>> {

@@ -4,6 +4,7 @@ import { freemem } from 'node:os';
 import * as check from '../check';
 import { fail } from '../errors';
 import type { NativeExtraSpec, NativeModel, StorageDType } from '../native';
+import type { Adapter } from './adapter';
 import type { ModelConfig } from './config';
 import { parameterShapes, sizeOf } from './parameterShapes';
 
@@ -14,9 +15,12 @@ export interface MemoryEstimate {
   weightBytes: number;
   /** Bytes that training adds: gradients, two moments, and the f32 masters of a bf16 model, which the addon reserves for every parameter. */
   trainingBytes: number;
-  /** Largest tensor in f32: the staging buffer while a file is read. */
+  /** What loading and making new weights take beside them, for a while: buffers for a piece of one tensor. */
   stagingBytes: number;
 }
+
+/** 8 MiB of a file, and a million values of it as f32 and as bf16 where they are converted: see the addon's `loadFile`. */
+const STAGING_BYTES = 14 * 2 ** 20;
 
 /** @param extras parameters beside the backbone: `extraShapes` of a preset (default: none). */
 export function estimateMemory(config: ModelConfig, dtype: StorageDType, extras: readonly NativeExtraSpec[] = []): MemoryEstimate {
@@ -33,7 +37,7 @@ export function estimateMemory(config: ModelConfig, dtype: StorageDType, extras:
     if (role === 'matrix') matrices += size;
   }
   const narrow = dtype === 'bf16' ? 2 * matrices : 0;
-  return { parameters, weightBytes: 4 * parameters - narrow, trainingBytes: (dtype === 'bf16' ? 16 : 12) * parameters, stagingBytes: 4 * largest };
+  return { parameters, weightBytes: 4 * parameters - narrow, trainingBytes: (dtype === 'bf16' ? 16 : 12) * parameters, stagingBytes: Math.min(STAGING_BYTES, 4 * largest) };
 }
 
 /** Bytes that this process can still take: free memory of the machine, or of its control group where that is less. */
@@ -59,20 +63,30 @@ export function requireMemory(op: string, what: string, config: ModelConfig, dty
 }
 
 /**
- * Refuses a training whose gradients, moments and master copies do not fit. The addon keeps them for frozen parameters too.
+ * Refuses a training whose gradients, moments and master copies do not fit: those of the parameters that are trainable now.
  *
  * @throws {LibError} `ERR_OUT_OF_MEMORY` with both figures and what can be done.
  */
 export function requireTrainingMemory(op: string, model: NativeModel, limit: number = availableMemory()): void {
   const parameters = model.parameters();
-  const sum = (bytes: number): number => parameters.reduce((total, { shape }) => total + bytes * sizeOf(shape), 0);
+  const sum = (bytes: number): number => parameters.reduce((total, { shape, trainable }) => total + (trainable ? bytes * sizeOf(shape) : 0), 0);
   const weights = parameters.reduce((total, { shape, dtype }) => total + (dtype === 'bf16' ? 2 : 4) * sizeOf(shape), 0);
-  const state = parameters.some(({ dtype }) => dtype === 'bf16') ? sum(16) : sum(12);
+  const state = parameters.some(({ dtype, trainable }) => trainable && dtype === 'bf16') ? sum(16) : sum(12);
   const needed = weights + state - model.bytes();   // about nothing when training was enabled before
   if (needed > limit) {
-    fail('ERR_OUT_OF_MEMORY', op, `Expected ${gigabytes(needed)} of memory for gradients and optimiser state of ${(sum(1) / 1e6).toFixed(1)} million parameters `
+    fail('ERR_OUT_OF_MEMORY', op, `Expected ${gigabytes(needed)} of memory for gradients and optimiser state of ${(sum(1) / 1e6).toFixed(1)} million trainable parameters `
       + `but received ${gigabytes(limit)}. Close other programs, take a smaller model, or set maxMemoryBytes to go ahead all the same.`);
   }
+}
+
+/**
+ * Refuses the copy of the adapted matrices that a merge keeps, where it does not fit.
+ *
+ * @throws {LibError} `ERR_OUT_OF_MEMORY` with both figures and what can be done.
+ */
+export function requireMergeMemory(op: string, adapter: Adapter, dtype: StorageDType, limit: number): void {
+  const needed = adapter.layers.reduce((sum, layer) => sum + (dtype === 'bf16' ? 2 : 4) * layer.out * layer.in, 0);
+  if (needed > limit) fail('ERR_OUT_OF_MEMORY', op, `Expected ${gigabytes(needed)} of memory for a copy of the ${adapter.layers.length} matrices that are changed but received ${gigabytes(limit)}. Close other programs, or merge with keepBase: false, which keeps no copy.`);
 }
 
 function gigabytes(bytes: number): string {

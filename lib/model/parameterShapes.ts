@@ -14,6 +14,12 @@ export function parameterShapes(config: ModelConfig): ParameterShape[] {
   return [...decoderShapes(config.text), ...visionShapes(config.vision)];
 }
 
+/** Classic names are `model.*` and `visual.*`; newer files write `model.language_model.*` and `model.visual.*`. */
+export function canonicalName(name: string): string {
+  if (name.startsWith('model.language_model.')) return `model.${name.slice('model.language_model.'.length)}`;
+  return name.startsWith('model.visual.') ? name.slice('model.'.length) : name;
+}
+
 /** Whether a parameter's name is one of the backbone; the others are extras. */
 export function isBackbone(name: string): boolean {
   return /^(model|visual|lm_head)\./.test(name);

@@ -54,12 +54,15 @@ export interface GenerationDefaults {
   /** Any of these ends the answer. */
   readonly endTokens: readonly number[];
   readonly padToken?: number;
+  /** False: the likeliest token, whatever the four numbers below say; the repetition penalty counts all the same. */
   readonly sample: boolean;
   readonly temperature: number;
   readonly topK: number;
   readonly topP: number;
   readonly minP: number;
   readonly repetitionPenalty: number;
+  /** Words at most. */
+  readonly maxNewTokens?: number;
 }
 
 /** @param config config.json, whose end token counts where generation_config.json names none. */
@@ -69,12 +72,27 @@ export function parseGeneration(raw: unknown, config: JsonObject): GenerationDef
   const text = own(config, 'text_config');
   const flat: JsonReader = new JsonReader('load', 'config.json', { ...config, ...(isObject(text) ? text : {}) });
   const pad = file.has('pad_token_id') ? file : flat;
+  const sample = file.boolean('do_sample', false);
   return Object.freeze({
     endTokens: Object.freeze(endTokens(file.has('eos_token_id') ? file : flat)),
     ...(pad.has('pad_token_id') ? { padToken: pad.integer('pad_token_id', undefined, -1, 2 ** 31 - 1) } : {}),
-    sample: file.boolean('do_sample', false), temperature: file.positive('temperature', 1), topK: file.integer('top_k', 50, 0, 2 ** 31 - 1),
-    topP: file.positive('top_p', 1), minP: (file.raw('min_p') ?? 0) === 0 ? 0 : file.positive('min_p', undefined), repetitionPenalty: file.positive('repetition_penalty', 1),
+    sample, ...(sample ? sampling(file) : NOT_SAMPLED), repetitionPenalty: file.positive('repetition_penalty', 1),
+    ...(file.has('max_new_tokens') ? { maxNewTokens: file.integer('max_new_tokens', undefined, 1, 2 ** 31 - 1) } : {}),
   });
+}
+
+type Sampling = Pick<GenerationDefaults, 'temperature' | 'topK' | 'topP' | 'minP'>;
+/** Files of greedy models hold numbers that sampling would refuse, as temperature 0: transformers does not look at them either. */
+const NOT_SAMPLED: Sampling = Object.freeze({ temperature: 1, topK: 50, topP: 1, minP: 0 });
+
+function sampling(file: JsonReader): Sampling {
+  const share = (key: string, fallback: number): number => {
+    const value = (file.raw(key) ?? fallback) === 0 ? 0 : file.positive(key, fallback);
+    if (value > 1) file.wrong(key, 'a number from 0 to 1', `Correct the file or take it from the model's own repository.`);
+    return value;
+  };
+  // top_p 0 keeps the best token alone, as does the smallest number above it.
+  return { temperature: file.positive('temperature', 1), topK: file.integer('top_k', 50, 0, 2 ** 31 - 1), topP: share('top_p', 1) || Number.MIN_VALUE, minP: share('min_p', 0) };
 }
 
 function endTokens(file: JsonReader): number[] {

@@ -7,6 +7,7 @@ import { fail, guarded } from '../errors';
 import { native, type NativeExtraSpec, type NativeModel, type NativeParameterInfo, type StorageDType } from '../native';
 import type { Checkpoint, CompanionFiles } from './checkpoint';
 import { configJson, toNativeSpec, type ModelConfig } from './config';
+import { adapterShapes, adapterSpecs, isAdapter, type Adapter } from './adapter';
 import { checkExtraShapes, extraShapes, EXTRAS_FILE, type ExtraShape } from './extras';
 import { writeAtomically, writeJson, writing } from './files';
 import { imageSettingsJson, type ImageSettings } from './imageSettings';
@@ -34,12 +35,18 @@ export interface WeightOptions {
 /** One native call reads about this much, so that progress moves. */
 const BATCH_BYTES = 128 * 1024 * 1024;
 
+/** Bytes that a device can still take. */
+export function memoryOf(device: DeviceName): number {
+  return device === 'cuda' ? native().cudaDevice().freeBytes : availableMemory();
+}
+
 /** Makes an empty native model after asking whether it fits. The caller disposes it. */
-function makeModel(op: string, what: string, { config, images }: Pick<CheckpointParts, 'config' | 'images'>, dtype: StorageDType, extras: readonly NativeExtraSpec[], { maxMemoryBytes: limit, device = 'cpu' }: WeightOptions): NativeModel {
-  requireMemory(op, what, config, dtype, extras, limit ?? (device === 'cuda' ? native().cudaDevice().freeBytes : availableMemory()));
-  const model = guarded(() => new (native().Model)(toNativeSpec(config, images, dtype, extras), device));
+function makeModel(op: string, what: string, { config, images, adapter }: Pick<CheckpointParts, 'config' | 'images' | 'adapter'>, dtype: StorageDType, extras: readonly NativeExtraSpec[], { maxMemoryBytes: limit, device = 'cpu' }: WeightOptions): NativeModel {
+  const adapted = adapterShapes(adapter);
+  requireMemory(op, what, config, dtype, [...extras, ...adapted], limit ?? memoryOf(device));
+  const model = guarded(() => new (native().Model)({ ...toNativeSpec(config, images, dtype, extras), adapters: adapterSpecs(adapter) }, device));
   const infos = new Map(model.parameters().map((info) => [info.name, info]));
-  const differs = [...parameterShapes(config), ...extras].find(({ name, shape }) => sizeOf(infos.get(name)?.shape ?? [-1]) !== sizeOf(shape));
+  const differs = [...parameterShapes(config), ...extras, ...adapted].find(({ name, shape }) => sizeOf(infos.get(name)?.shape ?? [-1]) !== sizeOf(shape));
   if (differs === undefined) return model;
   model.dispose();
   return fail('ERR_INTERNAL', op, `Expected the addon to hold parameter '${differs.name}' of shape [${differs.shape.join(', ')}] but received another. The addon and the library are of different versions: rebuild`);
@@ -49,14 +56,16 @@ function makeModel(op: string, what: string, { config, images }: Pick<Checkpoint
  * Reads all weights of an opened checkpoint. Nothing is left behind when it fails or is stopped.
  *
  * @param seed of the parameters that the preset needs and the files lack: they start as in a new model.
+ * @param adapter of the model: a new one, or the checkpoint's.
  */
-export async function loadWeights(checkpoint: Checkpoint, dtype: StorageDType, seed: number, options: WeightOptions): Promise<NativeModel> {
-  const { config, record, extras: { tensors } } = checkpoint;
+export async function loadWeights(checkpoint: Checkpoint, dtype: StorageDType, seed: number, options: WeightOptions, adapter?: Adapter): Promise<NativeModel> {
+  const { config, images, record, extras: { tensors } } = checkpoint;
   const held = new Set(tensors.map(({ name }) => name));
   const lacking = extraShapes(record.preset, config.text.hidden).filter(({ name }) => !held.has(name));
-  const model = makeModel('load', checkpoint.directory, checkpoint, dtype, [...tensors, ...lacking], options);
+  const model = makeModel('load', checkpoint.directory, { config, images, adapter }, dtype, [...tensors, ...lacking], options);
   try {
     await initializeExtras(model, lacking, config, seed, options.signal);
+    await initializeAdapter(model, adapter, seed, options.signal);
     await readWeights(model, checkpoint, options);
     return model;
   } catch (error) {
@@ -75,7 +84,12 @@ export async function readWeights(model: NativeModel, checkpoint: Checkpoint, op
   const mine = new Map(guarded(() => model.parameters()).map((info) => [info.name, info]));
   const { path: extrasPath, tensors: stored } = checkpoint.extras;
   checkExtraShapes(checkpoint.extras, [...mine.values()], 'this model has it', 'Load the checkpoint as a model of its own.');
-  const files = [...checkpoint.files, { path: extrasPath, tensors: stored.filter(({ name }) => mine.has(name)) }];
+  const files = [...checkpoint.files, { path: extrasPath, tensors: stored.filter(({ name }) => mine.has(name)) }, ...(checkpoint.adapter === undefined ? [] : [checkpoint.adapter])];
+  await readFiles(model, files, options);
+}
+
+/** Reads tensors of files into parameters of their names. */
+export async function readFiles(model: NativeModel, files: Checkpoint['files'], options: Pick<WeightOptions, 'signal' | 'onProgress'> = {}): Promise<void> {
   const totalBytes = files.reduce((sum, file) => sum + bytesOf(file.tensors), 0);
   let doneBytes = 0;
   for (const { path, tensors } of files) {
@@ -103,7 +117,7 @@ function* batches<T extends { bytes: number }>(tensors: readonly T[]): Generator
 }
 
 /** A model with new weights: matrices normal with `initializer_range`, norm scales 1, biases 0. Same seed, same weights. */
-export async function initializeWeights(parts: Pick<CheckpointParts, 'config' | 'images' | 'record'>, dtype: StorageDType, seed: number, options: WeightOptions): Promise<NativeModel> {
+export async function initializeWeights(parts: Pick<CheckpointParts, 'config' | 'images' | 'record' | 'adapter'>, dtype: StorageDType, seed: number, options: WeightOptions): Promise<NativeModel> {
   const { config, record } = parts;
   const extras = extraShapes(record.preset, config.text.hidden);
   const model = makeModel('create', 'the new model', parts, dtype, extras, options);
@@ -113,6 +127,7 @@ export async function initializeWeights(parts: Pick<CheckpointParts, 'config' | 
       await abortable(options.signal, () => model.initialize(name, kind, scale, seed));
     }
     await initializeExtras(model, extras, config, seed, options.signal);
+    await initializeAdapter(model, parts.adapter, seed, options.signal);
     return model;
   } catch (error) {
     model.dispose();
@@ -128,17 +143,25 @@ async function initializeExtras(model: NativeModel, extras: readonly ExtraShape[
   }
 }
 
+/** B is zero, so that the model starts as it was; A normal with the variance of PEFT's uniform numbers, 1 / (3 in). */
+async function initializeAdapter(model: NativeModel, adapter: Adapter | undefined, seed: number, signal: AbortSignal | undefined): Promise<void> {
+  for (const { name, shape, part } of adapterShapes(adapter)) {
+    await abortable(signal, () => (part === 'A' ? model.initialize(name, 'normal', Math.sqrt(1 / (3 * shape[1]!)), seed) : model.initialize(name, 'constant', 0, seed)));
+  }
+}
+
 /** All that a checkpoint directory holds beside the weights. */
 export interface CheckpointParts {
   readonly config: ModelConfig;
   readonly images: ImageSettings;
   readonly record: LatentRecord;
   readonly companions: CompanionFiles;
+  readonly adapter?: Adapter | undefined;
 }
 
 /**
  * Writes a directory in the classic Hugging Face layout. Each file appears complete or not at all, the weights last. Matrices keep
- * the model's storage type, vectors are f32, so that loading gives the same bits.
+ * the model's storage type, vectors are f32, so that loading gives the same bits. An adapter is folded into the weights that are written.
  */
 export function saveCheckpoint(directory: string, model: NativeModel, dtype: StorageDType, parts: CheckpointParts, options: WeightOptions = {}): Promise<void> {
   return writing('save', directory, () => writeFiles(directory, model, dtype, parts, options));
@@ -146,9 +169,8 @@ export function saveCheckpoint(directory: string, model: NativeModel, dtype: Sto
 
 async function writeFiles(directory: string, model: NativeModel, dtype: StorageDType, parts: CheckpointParts, options: WeightOptions): Promise<void> {
   const infos = new Map(guarded(() => model.parameters()).map((info) => [info.name, info]));
-  const tensors = parameterShapes(parts.config).map(({ name, shape }) => source(model, infos.get(name), name, shape));
-  const extras = [...infos.values()].filter(({ name }) => !isBackbone(name)).sort((a, b) => (a.name < b.name ? -1 : 1))
-    .map((info) => source(model, info, info.name, info.shape));
+  const adapted = new Set(parts.adapter?.layers.map(({ target }) => `${target}.weight`));
+  const tensors = parameterShapes(parts.config).map(({ name, shape }) => source(model, infos.get(name), name, shape, adapted.has(name)));
   await mkdir(directory, { recursive: true });
   await writeJson(join(directory, 'config.json'), configJson(parts.config, dtype));
   await writeJson(join(directory, 'preprocessor_config.json'), imageSettingsJson(parts.images, parts.config.vision));
@@ -156,11 +178,8 @@ async function writeFiles(directory: string, model: NativeModel, dtype: StorageD
   for (const [name, text] of parts.companions) await writeAtomically(join(directory, name), (write) => write(Buffer.from(text)));
   if (!parts.companions.has('generation_config.json')) await writeJson(join(directory, 'generation_config.json'), generationJson(parts.config));
   const { signal, onProgress } = options;
-  const extraBytes = extras.reduce((sum, { shape }) => sum + 4 * sizeOf(shape), 0);
+  const extraBytes = await writeExtras(directory, model, signal);
   const stopped = signal === undefined ? {} : { signal };
-  // Extras that lay here before would belong to other weights.
-  if (extras.length === 0) await rm(join(directory, EXTRAS_FILE), { force: true });
-  else await writeSafetensors(join(directory, EXTRAS_FILE), extras, { metadata: { format: 'plumbline' }, ...stopped });
   await writeSafetensors(join(directory, 'model.safetensors'), tensors, {
     metadata: { format: 'pt' }, ...stopped,
     onProgress: ({ doneBytes, totalBytes }) => onProgress?.({ doneBytes: extraBytes + doneBytes, totalBytes: extraBytes + totalBytes }),
@@ -169,10 +188,20 @@ async function writeFiles(directory: string, model: NativeModel, dtype: StorageD
   await rm(join(directory, 'model.safetensors.index.json'), { force: true });
 }
 
-function source(model: NativeModel, info: NativeParameterInfo | undefined, name: string, shape: readonly number[]): TensorSource {
+/** Writes plumbline.safetensors and returns the bytes of its tensors. */
+export async function writeExtras(directory: string, model: NativeModel, signal?: AbortSignal): Promise<number> {
+  const extras = guarded(() => model.parameters()).filter(({ name }) => !isBackbone(name) && !isAdapter(name)).sort((a, b) => (a.name < b.name ? -1 : 1))
+    .map((info) => source(model, info, info.name, info.shape));
+  // Extras that lay here before would belong to other weights.
+  if (extras.length === 0) await rm(join(directory, EXTRAS_FILE), { force: true });
+  else await writeSafetensors(join(directory, EXTRAS_FILE), extras, { metadata: { format: 'plumbline' }, ...(signal === undefined ? {} : { signal }) });
+  return extras.reduce((sum, { shape }) => sum + 4 * sizeOf(shape), 0);
+}
+
+function source(model: NativeModel, info: NativeParameterInfo | undefined, name: string, shape: readonly number[], isAdapted = false): TensorSource {
   return info?.dtype === 'bf16'
-    ? { name, shape, dtype: 'BF16', read: () => abortable(undefined, () => model.readParameterBf16(name)) }
-    : { name, shape, dtype: 'F32', read: () => abortable(undefined, () => model.readParameter(name, 'value')) };
+    ? { name, shape, dtype: 'BF16', read: () => abortable(undefined, () => (isAdapted ? model.readMerged(name, 'bf16') : model.readParameterBf16(name))) }
+    : { name, shape, dtype: 'F32', read: () => abortable(undefined, () => (isAdapted ? model.readMerged(name, 'f32') : model.readParameter(name, 'value'))) };
 }
 
 function generationJson(config: ModelConfig): Record<string, unknown> {

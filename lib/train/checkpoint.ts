@@ -7,11 +7,15 @@ import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { abortable } from '../abort';
 import { fail, guarded } from '../errors';
-import { openCheckpoint, type Checkpoint } from '../model/checkpoint';
+import { isAdapter, type Adapter } from '../model/adapter';
+import { openAdapter } from '../model/adapterFiles';
+import { openCheckpoint } from '../model/checkpoint';
+import { readExtras, type FileExtras } from '../model/extras';
 import { isBackbone } from '../model/parameterShapes';
 import { isObject } from '../model/jsonReader';
 import { presetJson, type Preset } from '../model/preset';
-import { readWeights } from '../model/weights';
+import { parseRecord } from '../model/record';
+import { readFiles, readWeights } from '../model/weights';
 import { readJson, writeJson, writing } from '../model/files';
 import { readHeader, readTensor, writeSafetensors } from '../model/safetensors';
 import type { NativeModel, NativeParameterInfo, ParameterSlot } from '../native';
@@ -23,6 +27,9 @@ export interface SavableModel {
   readonly preset: Preset;
   /** Writes config, weights and processor files in Hugging Face layout. */
   save(folder: string): Promise<void>;
+  /** Where there is one, it alone is trained and saved. */
+  readonly adapter?: Adapter | undefined;
+  saveAdapter?(folder: string): Promise<void>;
 }
 
 export interface TrainerState {
@@ -34,6 +41,8 @@ export interface TrainerState {
 
 const VERSION = 1;
 const PREFIX = 'checkpoint-';
+/** Of any model: whether a layer exists is the model's affair. */
+const MAX_LAYERS = 4096;
 const STATE_JSON = 'trainer.json';
 const STATE_TENSORS = 'trainer.safetensors';
 
@@ -80,7 +89,7 @@ async function writeFolder(model: SavableModel, folder: string, name: string, st
   rmSync(temporary, { recursive: true, force: true });
   mkdirSync(temporary, { recursive: true });
   try {
-    await model.save(temporary);
+    await (model.adapter !== undefined && model.saveAdapter !== undefined ? model.saveAdapter(temporary) : model.save(temporary));
     await writeState(model.native, join(temporary, STATE_TENSORS));
     await writeJson(join(temporary, STATE_JSON), { version: VERSION, ...state });
     rmSync(target, { recursive: true, force: true });
@@ -100,10 +109,14 @@ async function writeFolder(model: SavableModel, folder: string, name: string, st
 export async function readTrainerState(model: SavableModel, folder: string, settings: Record<string, unknown>): Promise<number> {
   const state = await readState(join(folder, STATE_JSON));
   checkSettings(folder, state, JSON.parse(JSON.stringify(settings)) as Record<string, unknown>);
-  const checkpoint = await openCheckpoint(folder);
-  checkPreset(folder, checkpoint.record.preset, model.preset);
-  checkComplete(model.native, checkpoint);
-  await readWeights(model.native, checkpoint);
+  if (model.adapter === undefined) {
+    const checkpoint = await openCheckpoint(folder);
+    checkPreset(folder, checkpoint.record.preset, model.preset);
+    checkComplete(model.native, checkpoint.extras);
+    await readWeights(model.native, checkpoint);
+  } else {
+    await readAdapter(model.native, folder, model.adapter, model.preset);
+  }
   await restoreState(model.native, join(folder, STATE_TENSORS));
   return state.step;
 }
@@ -116,6 +129,18 @@ async function readState(path: string): Promise<TrainerState> {
     fail('ERR_CHECKPOINT', 'train', `Expected ${path} to hold a step and settings but received other fields; resume from another checkpoint`);
   }
   return state as TrainerState;
+}
+
+/** Reads what a training of an adapter wrote: the adapter and the parameters beside the backbone, which is that of the base. */
+async function readAdapter(native: NativeModel, folder: string, { layers }: Adapter, preset: Preset): Promise<void> {
+  const file = await openAdapter(folder, new Map(layers.map((layer) => [layer.target, layer])));
+  const lacking = layers.find(({ target, rank }) => !file.adapter.layers.some((layer) => layer.target === target && layer.rank === rank));
+  if (lacking !== undefined) fail('ERR_CHECKPOINT', 'train', `Expected an adapter of rank ${lacking.rank} on '${lacking.target}' in ${file.path} but received none; resume with the same adapter`);
+  checkPreset(folder, parseRecord(await readJson(join(folder, 'plumbline.json')), MAX_LAYERS).preset, preset);
+  const extras = await readExtras(folder);
+  checkComplete(native, extras);
+  const held = new Set(guarded(() => native.parameters()).map(({ name }) => name));
+  await readFiles(native, [file, { path: extras.path, tensors: extras.tensors.filter(({ name }) => held.has(name)) }]);
 }
 
 /** Stages that have not begun may differ, so that a training can be extended. */
@@ -144,9 +169,9 @@ function checkPreset(folder: string, before: Preset, now: Preset): void {
 }
 
 /** A parameter that the files lack would keep what it happens to hold. */
-function checkComplete(native: NativeModel, { extras }: Checkpoint): void {
+function checkComplete(native: NativeModel, extras: FileExtras): void {
   const held = new Set(extras.tensors.map(({ name }) => name));
-  const lacking = guarded(() => native.parameters()).find(({ name }) => !isBackbone(name) && !held.has(name));
+  const lacking = guarded(() => native.parameters()).find(({ name }) => !isBackbone(name) && !isAdapter(name) && !held.has(name));
   if (lacking !== undefined) fail('ERR_CHECKPOINT', 'train', `Expected ${lacking.name} in ${extras.path} but received none; resume with the same model`);
 }
 

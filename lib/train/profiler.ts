@@ -34,7 +34,7 @@ export interface Profiler {
 
 /** q, k, v and o of every layer that are trained, by whether they are small enough. */
 function chooseMatrices(native: NativeModel, side: number): { matrices: string[]; tooLarge: string[] } {
-  const found = guarded(() => native.parameters()).filter(({ name, trainable }) => trainable && /^model\.layers\.\d+\.self_attn\.[qkvo]_proj\.weight$/.test(name));
+  const found = guarded(() => native.parameters()).filter(({ name, trainable }) => trainable && /^(model\.layers\.\d+\.self_attn\.[qkvo]_proj\.weight|lora\.model\.layers\.\d+\.self_attn\.[qkvo]_proj\.[AB])$/.test(name));
   const isSmall = ({ shape }: { shape: number[] }): boolean => Math.min(...shape) <= side;
   return { matrices: found.filter(isSmall).map(({ name }) => name), tooLarge: found.filter((matrix) => !isSmall(matrix)).map(({ name }) => name) };
 }

@@ -3,17 +3,22 @@ import { abortable } from '../abort';
 import * as check from '../check';
 import { fail } from '../errors';
 import { checkPrompt } from '../model/passes';
+import { mix } from '../random';
 import type { Preset } from '../model/preset';
 import type { ModelView } from '../model/reasoning';
 import type { RowClass } from '../model/rowClass';
 import type { NativeGradientNorms, NativeSession } from '../native';
 import { countSuperResolved, replayLosses, runBatch, type SequenceInput } from './batch';
+import type { SavableModel } from './checkpoint';
 import { drawShape, stageOf, stageSequence, type PlannedStage } from './curriculum';
 import { sampleIndex } from './dataOrder';
 import type { FullOptions } from './trainOptions';
 
+/** What sets these draws apart from others of the same seed. */
+const DROPOUT = 7;
+
 export interface Run {
-  model: ModelView;
+  model: ModelView & Pick<SavableModel, 'adapter'>;
   options: FullOptions;
   preset: Preset;
   stages: readonly PlannedStage[];
@@ -79,12 +84,13 @@ export interface BatchObservation {
   norms: NativeGradientNorms | undefined;
 }
 
-/** Adds the gradients of one batch to the model's. @param observe hears of the batch; the session must have been opened with `profile`. */
-export async function runMicroBatch(run: Run, batch: readonly StepSequence[], prepared: PreparedStep, observe?: (seen: BatchObservation) => void): Promise<MicroBatchFigures> {
+/** Adds the gradients of one batch to the model's. @param number of the batch in the step. @param observe hears of the batch; the session must have been opened with `profile`. */
+export async function runMicroBatch(run: Run, batch: readonly StepSequence[], prepared: PreparedStep, { number = 0, observe }: { number?: number; observe?: (seen: BatchObservation) => void } = {}): Promise<MicroBatchFigures> {
   const { model, options, preset, session } = run;
   const { step, stage, targets: all, superResolved } = prepared;
   return abortable(options.signal, async (token) => {
-    await session.reset();
+    // Dropout depends on seed, step and batch alone: a resumed run drops the same elements.
+    await session.reset((model.adapter?.dropout ?? 0) > 0 ? mix(options.seed, step, number, DROPOUT) : undefined);
     const { geometry } = model;
     const ran = await runBatch(session, batch, geometry, { preset, targets: preset.replay && preset.tokenSr, token });
     const { pass, row, target, sequence } = ran.targets;

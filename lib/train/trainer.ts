@@ -2,6 +2,7 @@
 import { abortable } from '../abort';
 import * as check from '../check';
 import { fail } from '../errors';
+import { adaptsVision, type Adapter } from '../model/adapter';
 import { requireTrainingMemory } from '../model/memory';
 import { makePreset, presetJson, routes, type Preset } from '../model/preset';
 import { openReasoning, type ModelView } from '../model/reasoning';
@@ -86,15 +87,16 @@ interface Started {
 
 /** Everything is checked, and the session opened, before the model or a file is changed. */
 async function startTraining(model: ModelView & SavableModel, full: FullOptions): Promise<Started> {
+  if (model.adapter !== undefined && full.trainVision) fail('ERR_ARGUMENT', 'train', 'Expected trainVision: false for a model with an adapter, which is trained instead of the weights, but received true; give the adapter vision: true to train the tower too');
   const preset = presetOf(model, full);
   const stages = planStages(full.stages, full.batchSize * full.accumulation, full.data.size);
   const total = stages.reduce((sum, { steps }) => sum + steps, 0);
-  const settings = settingsOf(full, stages, preset);
-  const session = openReasoning('train', model, preset, { training: true, recompute: full.recompute, visionGradient: full.trainVision, profile: full.profileFile !== undefined });
+  const settings = settingsOf(full, stages, preset, model.adapter);
+  const session = openReasoning('train', model, preset, { training: true, recompute: full.recompute, visionGradient: full.trainVision || adaptsVision(model.adapter), profile: full.profileFile !== undefined });
   try {
     if (full.checkpointFolder !== undefined) await prepareFolder(full.checkpointFolder);
     const resumedFrom = startingPoint(full);
-    chooseTrainable(model.native, { trainVision: full.trainVision, preset });
+    chooseTrainable(model.native, { trainVision: full.trainVision, preset, adapted: model.adapter !== undefined });
     requireTrainingMemory('train', model.native, full.maxMemoryBytes);
     await abortable(undefined, () => model.native.enableTraining());
     let done = 0;
@@ -190,9 +192,10 @@ function startingPoint({ resume, checkpointFolder }: FullOptions): string | unde
 }
 
 /** What a resumed run must have in common with the run that wrote the checkpoint. */
-function settingsOf(options: FullOptions, stages: readonly PlannedStage[], preset: Preset): Record<string, unknown> {
+function settingsOf(options: FullOptions, stages: readonly PlannedStage[], preset: Preset, adapter: Adapter | undefined): Record<string, unknown> {
   const { batchSize, accumulation, seed, beta1, beta2, epsilon, weightDecay, maxNorm, trainVision, data } = options;
-  return { batchSize, accumulation, seed, beta1, beta2, epsilon, weightDecay, maxNorm, trainVision, preset: presetJson(preset), dataSize: data.size ?? null, stages };
+  return {
+    ...(adapter === undefined ? {} : { adapter: { alpha: adapter.alpha, dropout: adapter.dropout } }), batchSize, accumulation, seed, beta1, beta2, epsilon, weightDecay, maxNorm, trainVision, preset: presetJson(preset), dataSize: data.size ?? null, stages };
 }
 
 /** The model's preset with the option's changes. */
@@ -215,8 +218,8 @@ async function runStep(run: Run, prepared: PreparedStep, profile: StepProfile | 
   try {
     await profile?.before(run, prepared);
     rowsBefore = session.tokenForwards();
-    for (const batch of prepared.batches) {
-      const figures = await runMicroBatch(run, batch, prepared, profile?.observe);
+    for (const [number, batch] of prepared.batches.entries()) {
+      const figures = await runMicroBatch(run, batch, prepared, { number, ...(profile === undefined ? {} : { observe: profile.observe }) });
       for (const key of Object.keys(sum) as (keyof MicroBatchFigures)[]) sum[key] += figures[key];
     }
     await profile?.complete(run);

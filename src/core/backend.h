@@ -297,6 +297,12 @@ class Backend {
   // to[to_row[i]] += from[from_row[i]], in the order of i for equal rows (deterministic). A null row list means 0..n-1.
   virtual void add_rows(const float* from_TC, const int32_t* from_row, float* to, const int32_t* to_row, int64_t n, int64_t C) = 0;
 
+  // to[t * to_stride + c] (+)= scale * from[t * from_stride + c] for c < C: columns of wider rows. to may be from unless accumulate.
+  virtual void scale_columns(const float* from, int64_t from_stride, float scale, float* to, int64_t to_stride, int64_t T, int64_t C, bool accumulate) = 0;
+  // y[i] (+)= x[i] / (1 - rate) where element i is kept, 0 where it is dropped: with probability rate, as (key, i) alone say. y may be x
+  // unless accumulate.                                                                                        (Srivastava et al. 2014)
+  virtual void dropout(const float* x, float rate, uint64_t key, float* y, int64_t size, bool accumulate) = 0;
+
   // Per row: loss = logsumexp(logits) - logits[target]; argmax (lowest index wins). When dlogits is not null (it may be logits):
   // dlogits = (softmax - onehot) * scale. target -100: loss 0, gradient 0.
   virtual void cross_entropy(const float* logits_RV, const int32_t* targets_R, float scale, float* loss_R, int32_t* argmax_R,

@@ -95,6 +95,8 @@ class CpuBackend final : public Backend {
 
   void copy_rows(const Weight& from, const int32_t* from_row, float* to_TC, const int32_t* to_row, int64_t n) override;
   void add_rows(const float* from_TC, const int32_t* from_row, float* to, const int32_t* to_row, int64_t n, int64_t C) override;
+  void scale_columns(const float* from, int64_t from_stride, float scale, float* to, int64_t to_stride, int64_t T, int64_t C, bool accumulate) override;
+  void dropout(const float* x, float rate, uint64_t key, float* y, int64_t size, bool accumulate) override;
   void cross_entropy(const float* logits_RV, const int32_t* targets_R, float scale, float* loss_R, int32_t* argmax_R, float* dlogits_RV,
                      int64_t R, int64_t V) override;
   void square_loss(const float* a_RC, const float* b_RC, float* loss_R, int64_t R, int64_t C) override;

@@ -71,35 +71,33 @@ void Decoder::forward_normed(const LayerSite& site, const PassRows& rows, Buffer
   const size_t x_bytes = static_cast<size_t>(T * D) * sizeof(float);
 
   tape.qkv = pool_.take(T * (text.heads + 2 * text.kv_heads) * text.head_dim);
-  backend.linear(tape.normed1->floats(), p.weight(base + "self_attn.q_proj.weight"), p.vector(base + "self_attn.q_proj.bias"), tape.qkv->floats(), T, false);
+  layers_.forward(base + "self_attn.q_proj", tape.normed1->floats(), tape.qkv->floats(), T, false, rows.dropout_key);  // k and v too
   tape.mixed = pool_.take(T * text.heads * text.head_dim), tape.lse = pool_.take(T * text.heads);
   attend(site, rows, tape);
   tape.middle = pool_.take(T * D);
   backend.copy(tape.middle->data(), x->data(), x_bytes);
-  backend.linear(tape.mixed->floats(), p.weight(base + "self_attn.o_proj.weight"), nullptr, tape.middle->floats(), T, true);
+  layers_.forward(base + "self_attn.o_proj", tape.mixed->floats(), tape.middle->floats(), T, true, rows.dropout_key);
   tape.input = std::move(x);
 
   tape.rstd2 = pool_.take(T), tape.normed2 = pool_.take(T * D);
   backend.rms_norm(tape.middle->floats(), p.vector(base + "post_attention_layernorm.weight"), text.eps, tape.normed2->floats(), tape.rstd2->floats(), T, D);
   tape.gate_up = pool_.take(T * 2 * I), tape.gated = pool_.take(T * I);
-  backend.linear(tape.normed2->floats(), p.weight(base + "mlp.gate_proj.weight"), nullptr, tape.gate_up->floats(), T, false);
+  layers_.forward(base + "mlp.gate_proj", tape.normed2->floats(), tape.gate_up->floats(), T, false, rows.dropout_key);  // up too
   backend.swiglu(tape.gate_up->floats(), tape.gated->floats(), T, I);
   x = pool_.take(T * D);
   backend.copy(x->data(), tape.middle->data(), x_bytes);
-  backend.linear(tape.gated->floats(), p.weight(base + "mlp.down_proj.weight"), nullptr, x->floats(), T, true);
+  layers_.forward(base + "mlp.down_proj", tape.gated->floats(), x->floats(), T, true, rows.dropout_key);
 }
 
-void Decoder::backward_mlp(const std::string& base, int64_t T, const LayerTape& tape, float* dx) {
+void Decoder::backward_mlp(const std::string& base, const PassRows& rows, const LayerTape& tape, float* dx) {
   const TextSpec& text = model_.spec.text;
   Backend& backend = *model_.backend;
   Parameters& p = model_.parameters;
-  const int64_t D = text.hidden, I = text.intermediate;
+  const int64_t T = rows.T, D = text.hidden, I = text.intermediate;
   Buffer dgated = pool_.take(T * I), dgate_up = pool_.take(T * 2 * I), dnormed = pool_.take(T * D);
-  if (float* g = p.gradient(base + "mlp.down_proj.weight")) backend.linear_grad_weight(dx, tape.gated->floats(), g, nullptr, T, D, I);
-  backend.linear_grad_input(dx, p.weight(base + "mlp.down_proj.weight"), dgated->floats(), T, false);
+  layers_.backward(base + "mlp.down_proj", dx, tape.gated->floats(), dgated->floats(), T, rows.dropout_key);
   backend.swiglu_grad(tape.gate_up->floats(), dgated->floats(), dgate_up->floats(), T, I);
-  if (float* g = p.gradient(base + "mlp.gate_proj.weight")) backend.linear_grad_weight(dgate_up->floats(), tape.normed2->floats(), g, nullptr, T, 2 * I, D);
-  backend.linear_grad_input(dgate_up->floats(), p.weight(base + "mlp.gate_proj.weight"), dnormed->floats(), T, false);
+  layers_.backward(base + "mlp.gate_proj", dgate_up->floats(), tape.normed2->floats(), dnormed->floats(), T, rows.dropout_key);
   backend.rms_norm_grad(dnormed->floats(), tape.middle->floats(), p.vector(base + "post_attention_layernorm.weight"), tape.rstd2->floats(), dx,
                         p.gradient(base + "post_attention_layernorm.weight"), nullptr, T, D, true);
 }
@@ -112,8 +110,7 @@ void Decoder::backward_attention(const LayerSite& site, const PassRows& rows, co
   const AttentionShape s = shape(rows);
   const int64_t T = rows.T, D = text.hidden, q_width = text.heads * text.head_dim, kv_width = text.kv_heads * text.head_dim;
   Buffer dmixed = pool_.take(T * q_width), dqkv = pool_.take(T * s.q_row_stride), dnormed = pool_.take(T * D);
-  if (float* dw = p.gradient(base + "self_attn.o_proj.weight")) backend.linear_grad_weight(dx, tape.mixed->floats(), dw, nullptr, T, D, q_width);
-  backend.linear_grad_input(dx, p.weight(base + "self_attn.o_proj.weight"), dmixed->floats(), T, false);
+  layers_.backward(base + "self_attn.o_proj", dx, tape.mixed->floats(), dmixed->floats(), T, rows.dropout_key);
 
   PageTable table;
   site.cache->table(rows.sequences, rows.kv_len, site.cache_layer, &table);
@@ -127,15 +124,13 @@ void Decoder::backward_attention(const LayerSite& site, const PassRows& rows, co
   backend.gather_from_pages(s, rows.first_row.data(), dqkv->floats() + q_width, dqkv->floats() + q_width + kv_width, s.q_row_stride, gradient_pages);
   backend.rotary(dqkv->floats(), s.q_row_stride, s.H + s.Hkv, s.d, rows.cos->floats(), rows.sin->floats(), T, true);
 
-  const auto g = p.linear_gradient(base + "self_attn.q_proj.weight", base + "self_attn.q_proj.bias");
-  if (g.weight) backend.linear_grad_weight(dqkv->floats(), tape.normed1->floats(), g.weight, g.bias, T, s.q_row_stride, D);
-  backend.linear_grad_input(dqkv->floats(), p.weight(base + "self_attn.q_proj.weight"), dnormed->floats(), T, false);
+  layers_.backward(base + "self_attn.q_proj", dqkv->floats(), tape.normed1->floats(), dnormed->floats(), T, rows.dropout_key);
   backend.rms_norm_grad(dnormed->floats(), tape.input->floats(), p.vector(base + "input_layernorm.weight"), tape.rstd1->floats(), dx,
                         p.gradient(base + "input_layernorm.weight"), dx_norm_T, T, D, true);
 }
 
 void Decoder::backward(const LayerSite& site, const PassRows& rows, const LayerTape& tape, Buffer& dx, float* dx_norm_T) {
-  backward_mlp(layer_name(site.layer), rows.T, tape, dx->floats());
+  backward_mlp(layer_name(site.layer), rows, tape, dx->floats());
   backward_attention(site, rows, tape, dx->floats(), dx_norm_T);
 }
 

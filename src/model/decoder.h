@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "key_value_cache.h"
+#include "linear_layers.h"
 #include "model.h"
 
 namespace plumbline {
@@ -17,6 +18,7 @@ struct PassRows {
   std::vector<int32_t> kv_len;       // [B] rows of the sequence with this pass
   int64_t T = 0;
   Buffer cos, sin;                   // [T, d/2]
+  uint64_t dropout_key = 0;          // of the adapters; 0: none
 };
 
 // Attention that the last rows of a pass pay to their sequences' image tokens, averaged over the layers and heads of the ordinary
@@ -53,7 +55,7 @@ struct LayerTape {
 
 class Decoder {
  public:
-  Decoder(Model& model, Pool& pool) : model_(model), pool_(pool) {}
+  Decoder(Model& model, Pool& pool) : model_(model), pool_(pool), layers_(model, pool) {}
 
   // x [T, D] is the layer's input and becomes its output. `tape` receives the intermediates (its input included).
   void forward(const LayerSite& site, const PassRows& rows, Buffer& x, LayerTape& tape);
@@ -68,13 +70,14 @@ class Decoder {
 
  private:
   void attend(const LayerSite& site, const PassRows& rows, LayerTape& tape);
-  void backward_mlp(const std::string& base, int64_t T, const LayerTape& tape, float* dx);
+  void backward_mlp(const std::string& base, const PassRows& rows, const LayerTape& tape, float* dx);
   void backward_attention(const LayerSite& site, const PassRows& rows, const LayerTape& tape, float* dx, float* dx_norm_T);
   AttentionShape shape(const PassRows& rows) const;
   float saliency_scale() const;
 
   Model& model_;
   Pool& pool_;
+  LinearLayers layers_;
 };
 
 std::string layer_name(int64_t layer);  // "model.layers.N."

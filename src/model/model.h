@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "adapters.h"
 #include "parameters.h"
 #include "spec.h"
 
@@ -11,10 +12,11 @@ namespace plumbline {
 
 // A model: its dimensions, its parameters, and the backend that computes it. Shared by its sessions.
 struct Model {
-  Model(std::shared_ptr<Backend> backend, const ModelSpec& spec) : backend(std::move(backend)), spec(spec), parameters(*this->backend, spec) {}
+  Model(std::shared_ptr<Backend> backend, const ModelSpec& spec) : backend(std::move(backend)), spec(spec), parameters(*this->backend, spec), adapters(*this->backend, parameters, spec.adapters) {}
   std::shared_ptr<Backend> backend;
   ModelSpec spec;
   Parameters parameters;
+  Adapters adapters;
   std::map<int64_t, std::vector<float>> router_scores;  // of the optimiser step at hand, per routed layer: the first scoring of all rows
 };
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "../core/error.h"
 
@@ -33,6 +32,7 @@ Parameters::Parameters(Backend& backend, const ModelSpec& spec) : backend_(backe
   append_vision(spec.vision);
   matrix_dtype_ = DType::f32;
   for (const ExtraSpec& extra : spec.extras) append(extra.name, extra.shape);
+  for (const AdapterSpec& adapter : spec.adapters) append_adapter(adapter);
   value_ = std::make_unique<Block>(backend_, std::max<size_t>(value_bytes_, kAlignment), true);
   matrix_dtype_ = spec.dtype;
 }
@@ -50,14 +50,9 @@ void Parameters::append(const std::string& name, std::vector<int64_t> shape, boo
   p.dtype = shape.size() >= 2 ? matrix_dtype_ : DType::f32;
   p.shape = std::move(shape);
   p.joined = joined;
-  if (!joined) {
-    value_bytes_ = round_up(value_bytes_, kAlignment);
-    total_ = static_cast<int64_t>(round_up(static_cast<size_t>(total_), kAlignment / sizeof(float)));
-  }
+  if (!joined) value_bytes_ = round_up(value_bytes_, kAlignment);
   p.value_offset = value_bytes_;
-  p.state_offset = total_;
   value_bytes_ += static_cast<size_t>(p.size) * dtype_bytes(p.dtype);
-  total_ += p.size;
   index_.emplace(name, list_.size());
   list_.push_back(std::move(p));
 }
@@ -82,6 +77,14 @@ void Parameters::append_text(const TextSpec& text) {
     append(base + "mlp.up_proj.weight", {text.intermediate, D}, true);
     append(base + "mlp.down_proj.weight", {D, text.intermediate});
   }
+}
+
+void Parameters::append_adapter(const AdapterSpec& adapter) {
+  const Parameter& base = find(adapter.target + ".weight");
+  require(base.shape.size() == 2, "ERR_SHAPE", "[Model] Expected the adapter's target '" + adapter.target + "' to be a linear layer but received a weight of shape " + shape_text(base.shape));
+  const int64_t out = base.shape[0], in = base.shape[1];
+  append("lora." + adapter.target + ".A", {adapter.rank, in});
+  append("lora." + adapter.target + ".B", {out, adapter.rank});
 }
 
 void Parameters::append_vision(const VisionSpec& vision) {
@@ -127,13 +130,6 @@ void Parameters::set_trainable(const std::string& name, bool trainable) { list_[
 
 void* Parameters::value_pointer(const Parameter& p) const { return static_cast<char*>(value_->data()) + p.value_offset; }
 
-float* Parameters::state_pointer(const Parameter& p, Slot slot) {
-  if (slot == Slot::master && p.dtype == DType::f32) return static_cast<float*>(value_pointer(p));
-  Block* arena = slot == Slot::gradient ? gradient_.get() : slot == Slot::first ? first_.get() : slot == Slot::second ? second_.get() : master_.get();
-  require(arena != nullptr, "ERR_ARGUMENT", "[Model] Expected training to be enabled before optimiser state of '" + p.name + "' is used");
-  return arena->floats() + p.state_offset;
-}
-
 void Parameters::read(const Parameter& p, Slot slot, float* out) {
   if (slot != Slot::value || p.dtype == DType::f32) {
     const void* from = slot == Slot::value ? value_pointer(p) : state_pointer(p, slot);
@@ -155,33 +151,12 @@ void Parameters::write_values(const Parameter& p, int64_t start, int64_t count, 
   std::vector<uint16_t> bits(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; ++i) bits[static_cast<size_t>(i)] = float_to_bf16(in[i]);
   backend_.upload(static_cast<uint16_t*>(value_pointer(p)) + start, bits.data(), bits.size() * 2);
-  if (master_) backend_.upload(master_->floats() + p.state_offset + start, in, bytes);
+  if (master_ && p.state_offset >= 0) backend_.upload(master_->floats() + p.state_offset + start, in, bytes);
 }
 
 void Parameters::write(const Parameter& p, Slot slot, const float* in) {
   if (slot != Slot::value) return backend_.upload(state_pointer(p, slot), in, static_cast<size_t>(p.size) * sizeof(float));
   for (int64_t start = 0; start < p.size; start += kChunk) write_values(p, start, std::min(kChunk, p.size - start), in + start);
-}
-
-void Parameters::write_raw(const Parameter& p, const std::string& kind, int64_t start, int64_t count, const void* bytes) {
-  const bool is_f32 = kind == "F32", is_bf16 = kind == "BF16";
-  require(is_f32 || is_bf16 || kind == "F16", "ERR_DTYPE", "[Model.load] Expected '" + p.name + "' to be stored as F32, F16 or BF16 but received " + kind);
-  std::vector<float> values(static_cast<size_t>(std::min(count, kChunk)));
-  for (int64_t done = 0; done < count; done += kChunk) {
-    backend_.poll();
-    const int64_t n = std::min(kChunk, count - done);
-    if (is_f32) std::memcpy(values.data(), static_cast<const char*>(bytes) + done * 4, static_cast<size_t>(n) * 4);
-    const char* halves = static_cast<const char*>(bytes) + done * 2;
-    for (int64_t i = 0; !is_f32 && i < n; ++i) {
-      uint16_t bits;
-      std::memcpy(&bits, halves + i * 2, 2);
-      values[static_cast<size_t>(i)] = is_bf16 ? bf16_to_float(bits) : half_to_float(bits);
-    }
-    const auto bad = std::find_if_not(values.begin(), values.begin() + n, [](float value) { return std::isfinite(value); }) - values.begin();
-    require(bad == n, "ERR_CHECKPOINT", "[Model.load] Expected the values of '" + p.name + "' to be finite but element " + std::to_string(start + done + bad) +
-                                           " is NaN or infinite; the checkpoint is damaged or its training diverged");
-    write_values(p, start + done, n, values.data());
-  }
 }
 
 void Parameters::read_raw_bf16(const Parameter& p, uint16_t* out) {
@@ -194,102 +169,41 @@ void Parameters::read_raw_bf16(const Parameter& p, uint16_t* out) {
 void Parameters::initialize(const Parameter& p, const std::string& kind, float scale, uint64_t seed) {
   require(kind == "normal" || kind == "constant", "ERR_ARGUMENT", "[Model.initialize] Expected kind to be 'normal' or 'constant' but received '" + kind + "'");
   const Block staged(backend_, static_cast<size_t>(std::min(p.size, kChunk) + 1) * sizeof(float));
-  std::vector<float> values(static_cast<size_t>(std::min(p.size, kChunk)));
+  std::vector<float> values(backend_.has_host_memory() ? 0 : static_cast<size_t>(std::min(p.size, kChunk)));
+  const float* const filled = backend_.has_host_memory() ? staged.floats() : values.data();
   for (int64_t start = 0; start < p.size; start += kChunk) {
     const int64_t n = std::min(kChunk, p.size - start);
     if (kind == "normal") backend_.fill_normal(staged.floats(), n, start, seed ^ hash_name(p.name), scale);
     else backend_.fill(staged.floats(), scale, n);
-    backend_.download(values.data(), staged.data(), static_cast<size_t>(n) * sizeof(float));
-    write_values(p, start, n, values.data());
+    if (!backend_.has_host_memory()) backend_.download(values.data(), staged.data(), static_cast<size_t>(n) * sizeof(float));
+    write_values(p, start, n, filled);
   }
 }
 
 Weight Parameters::weight(const std::string& name) const {
+  Weight w = own_weight(find(name));
+  w.rows = 0;
+  for (const Parameter* part : parts(name)) w.rows += part->shape[0];
+  return w;
+}
+
+Weight Parameters::own_weight(const Parameter& p) const { return Weight{value_pointer(p), p.dtype, p.shape[0], p.shape[0] ? p.size / p.shape[0] : 0}; }
+
+std::vector<const Parameter*> Parameters::parts(const std::string& name) const {
   const size_t first = index_.at(find(name).name);
-  const Parameter& p = list_[first];
-  int64_t rows = p.shape[0];
-  for (size_t i = first + 1; i < list_.size() && list_[i].joined; ++i) rows += list_[i].shape[0];
-  return Weight{value_pointer(p), p.dtype, rows, p.shape[0] ? p.size / p.shape[0] : 0};
+  std::vector<const Parameter*> list{&list_[first]};
+  for (size_t i = first + 1; i < list_.size() && list_[i].joined; ++i) list.push_back(&list_[i]);
+  return list;
+}
+
+void Parameters::write_bits(const Parameter& p, const void* bits) {
+  backend_.copy(value_pointer(p), bits, static_cast<size_t>(p.size) * dtype_bytes(p.dtype));
+  if (!master_ || p.state_offset < 0 || p.dtype == DType::f32) return;
+  std::vector<float> values(static_cast<size_t>(p.size));
+  read(p, Slot::value, values.data());
+  backend_.upload(master_->floats() + p.state_offset, values.data(), values.size() * sizeof(float));
 }
 
 const float* Parameters::vector(const std::string& name) const { return static_cast<const float*>(value_pointer(find(name))); }
-
-bool Parameters::wanted(size_t first) const {
-  bool any = list_[first].trainable;
-  for (size_t i = first + 1; i < list_.size() && list_[i].joined; ++i) any = any || list_[i].trainable;
-  return any;
-}
-
-float* Parameters::gradient(const std::string& name) {
-  const size_t first = index_.at(find(name).name);
-  return gradient_ && wanted(first) ? gradient_->floats() + list_[first].state_offset : nullptr;
-}
-
-Parameters::LinearGradient Parameters::linear_gradient(const std::string& weight, const std::string& bias) {
-  float* db = gradient(bias);
-  float* dw = gradient(weight);
-  if (db && !dw) dw = gradient_->floats() + find(weight).state_offset;
-  return {dw, db};
-}
-
-void Parameters::enable_training() {
-  if (gradient_) return;
-  const size_t bytes = static_cast<size_t>(std::max<int64_t>(total_, 1)) * sizeof(float);
-  auto gradient = std::make_unique<Block>(backend_, bytes), first = std::make_unique<Block>(backend_, bytes), second = std::make_unique<Block>(backend_, bytes);
-  if (matrix_dtype_ == DType::bf16) {
-    master_ = std::make_unique<Block>(backend_, bytes);
-    for (const Parameter& p : list_) {
-      if (p.dtype == DType::f32) continue;
-      std::vector<float> values(static_cast<size_t>(p.size));
-      read(p, Slot::value, values.data());
-      backend_.upload(master_->floats() + p.state_offset, values.data(), values.size() * sizeof(float));
-    }
-  }
-  for (Block* block : {gradient.get(), first.get(), second.get()}) backend_.fill(block->floats(), 0.0f, total_);
-  gradient_ = std::move(gradient), first_ = std::move(first), second_ = std::move(second);
-}
-
-void Parameters::zero_gradients() {
-  if (gradient_) backend_.fill(gradient_->floats(), 0.0f, total_);
-}
-
-double Parameters::gradient_norm() {
-  require(gradient_ != nullptr, "ERR_ARGUMENT", "[Model] Expected training to be enabled before gradients are used");
-  std::vector<FloatSpan> spans;
-  for (const Parameter& p : list_)
-    if (p.trainable) spans.push_back({gradient_->floats() + p.state_offset, p.size});
-  return std::sqrt(backend_.sum_squares(spans.data(), static_cast<int64_t>(spans.size()), DType::f32));
-}
-
-double Parameters::step(const OptimizerOptions& options) {
-  const double norm = gradient_norm();
-  // As the reference: min(1, max / (norm + 1e-6))
-  const float factor = options.max_norm > 0 ? static_cast<float>(std::min(1.0, options.max_norm / (norm + 1e-6))) : 1.0f;
-  if (!std::isfinite(norm)) return norm;  // the caller decides; the weights stay as they are
-  backend_.set_cancel(nullptr);           // an update that stops half-way would leave weights of no step at all
-  for (const Parameter& p : list_) {
-    if (!p.trainable) continue;
-    AdamWUpdate update{};
-    update.master = state_pointer(p, Slot::master);
-    update.working = p.dtype == DType::bf16 ? static_cast<uint16_t*>(value_pointer(p)) : nullptr;
-    update.gradient = gradient_->floats() + p.state_offset;
-    update.first = first_->floats() + p.state_offset;
-    update.second = second_->floats() + p.state_offset;
-    update.size = p.size;
-    update.learning_rate = options.learning_rate;
-    update.beta1 = options.beta1, update.beta2 = options.beta2;
-    update.epsilon = options.epsilon, update.weight_decay = options.weight_decay;
-    update.clip_factor = factor;
-    update.step = options.step;
-    backend_.adamw(update);
-  }
-  return norm;
-}
-
-size_t Parameters::bytes() const {
-  size_t sum = value_ ? value_->bytes() : 0;
-  for (const Block* block : {gradient_.get(), first_.get(), second_.get(), master_.get()}) sum += block ? block->bytes() : 0;
-  return sum;
-}
 
 }  // namespace plumbline

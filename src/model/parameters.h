@@ -21,7 +21,7 @@ struct Parameter {
   bool joined = false;     // lies directly behind its predecessor: one GEMM serves both
   int64_t size = 0;        // elements
   size_t value_offset = 0; // bytes into the value arena
-  int64_t state_offset = 0;// elements into the f32 arenas: gradient, first, second, master
+  int64_t state_offset = -1;// elements into the f32 arenas: gradient, first, second, master; -1: none, the parameter is frozen
 };
 
 enum class Slot { value, gradient, first, second, master };
@@ -42,15 +42,24 @@ class Parameters {
   // Slot contents as f32 (values of a bf16 parameter are widened / rounded to nearest even). master of an f32 parameter is its value.
   void read(const Parameter& p, Slot slot, float* out);
   void write(const Parameter& p, Slot slot, const float* in);
-  // Elements start .. start + count from little-endian bytes as a safetensors file holds them: "F32" "F16" "BF16". Throws
-  // ERR_CHECKPOINT on NaN or infinity.
+  // Where element `start` lies, for writing bytes of a file of this kind ("F32" "F16" "BF16") there; null where they must be converted,
+  // kept twice, or taken to a device.
+  void* place(const Parameter& p, const std::string& kind, int64_t start) const;
+  // Elements start .. start + count from little-endian bytes as a safetensors file holds them, which may lie in their place already.
+  // Throws ERR_CHECKPOINT on NaN or infinity, also where a value is too large for bf16.
   void write_raw(const Parameter& p, const std::string& kind, int64_t start, int64_t count, const void* bytes);
   void read_raw_bf16(const Parameter& p, uint16_t* out);
+  // The value as it is stored, from a block of the backend.
+  void write_bits(const Parameter& p, const void* bits);
   // kind: "normal" (mean 0, standard deviation scale), "constant" (scale). Counter-based: depends on seed, name and index alone.
   void initialize(const Parameter& p, const std::string& kind, float scale, uint64_t seed);
 
   // The matrix `name` together with those joined to it; a parameter of more than two dimensions is flattened to [shape[0], rest].
   Weight weight(const std::string& name) const;
+  // A matrix alone, whatever is joined to it.
+  Weight own_weight(const Parameter& p) const;
+  // `name` and the parameters joined to it, in order.
+  std::vector<const Parameter*> parts(const std::string& name) const;
   const float* vector(const std::string& name) const;
   // Null when gradients are off or neither `name` nor a parameter joined to it is trainable.
   float* gradient(const std::string& name);
@@ -62,7 +71,9 @@ class Parameters {
   };
   LinearGradient linear_gradient(const std::string& weight, const std::string& bias);
 
-  void enable_training();  // allocates gradients (zeroed) and optimiser state
+  // Room for gradients and optimiser state, all zero, of the parameters that are trainable now. Nothing happens where the room is as
+  // it was; else what was there is gone.
+  void enable_training();
   bool training() const { return gradient_ != nullptr; }
   void zero_gradients();
   // Clips by global norm, updates. Returns the norm before clipping.
@@ -72,10 +83,15 @@ class Parameters {
 
  private:
   bool wanted(size_t first) const;
+  std::vector<int64_t> state_layout(int64_t* total) const;
   void write_values(const Parameter& p, int64_t start, int64_t count, const float* in);
+  bool is_stored_as(const Parameter& p, const std::string& kind) const;
+  void require_finite(const Parameter& p, DType dtype, int64_t start, int64_t count, const void* values);
+  void require_small(const Parameter& p, int64_t start, int64_t count, const float* values);
   void append(const std::string& name, std::vector<int64_t> shape, bool joined = false);
   void append_text(const TextSpec& text);
   void append_vision(const VisionSpec& vision);
+  void append_adapter(const AdapterSpec& adapter);
   void* value_pointer(const Parameter& p) const;
   float* state_pointer(const Parameter& p, Slot slot);
   Backend& backend_;

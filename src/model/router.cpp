@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "../core/error.h"
+#include "../core/mix.h"
 #include "extras.h"
 
 namespace plumbline {
@@ -117,6 +118,7 @@ void Router::prepare(int64_t layer, const PassRows& rows, RoutedTape& tape) {
     routed.kv_len.push_back(static_cast<int32_t>(before + count));
   }
   const int64_t half = model_.spec.text.head_dim / 2;
+  routed.dropout_key = derive_key(rows.dropout_key, static_cast<uint64_t>(tape.depth));
   routed.cos = pool_.take(routed.T * half), routed.sin = pool_.take(routed.T * half);
 }
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "../core/error.h"
+#include "../core/mix.h"
 #include "extras.h"
 #include "session_impl.h"
 
@@ -26,6 +27,7 @@ Session::Impl::Impl(std::shared_ptr<Model> m, const SessionOptions& o)
 // Here and not in the constructor, which runs on another thread than enable_training.
 void Session::Impl::check_training() const {
   require(!options.training || model->parameters.training(), "ERR_ARGUMENT", "[Session] Expected the model's training to be enabled before a training session is used");
+  require(!options.training || !model->adapters.merged(), "ERR_ARGUMENT", "[Session] Expected an adapter that is not merged into the weights, because it is trained; call unmergeAdapter first");
 }
 
 Session::Session(std::shared_ptr<Model> model, const SessionOptions& options) : impl_(std::make_unique<Impl>(std::move(model), options)) {}
@@ -139,6 +141,7 @@ int32_t Session::encode(const std::vector<uint8_t>& frames, const std::vector<in
   require(sizes.size() % 3 == 0 && !sizes.empty(), "ERR_SHAPE", "[encode] Expected sizes to be [n, 3] with n >= 1 but received " + text(static_cast<int64_t>(sizes.size())) + " values");
   const bool keep = s.options.training && s.options.vision_gradient;
   VisionTape tape;
+  tape.dropout_key = derive_key(s.dropout_key, kEncodeSalt + s.pictures.size());
   Buffer tokens = s.vision.forward(frames, sizes, keep, s.options.recompute, &tape);
   const int64_t first = s.visual_rows;
   s.append_rows(s.visual, s.visual_rows, s.visual_capacity, s.model->spec.vision.out_width, tokens->floats(), tape.tokens);
@@ -208,7 +211,8 @@ void Session::Impl::drop_tape() {
   figures = RoutingFigures{};
 }
 
-void Session::reset() {
+void Session::reset(uint64_t dropout_key) {
+  impl_->dropout_key = dropout_key;
   impl_->drop_tape();
   impl_->visual_gradient.reset();
   impl_->gradient_norms = GradientNorms{};

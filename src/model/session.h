@@ -130,7 +130,8 @@ class Session {
   LossOutput loss(const LossInput& input);
   // All passes and replays, last first; then tape, sequences and visual rows are gone. router_penalty: weight of the mean squared score.
   void backward(float router_penalty);
-  void reset();                        // drop the tape, all sequences and visual rows
+  // Drops the tape, all sequences and visual rows. dropout_key: of the adapters in what follows (training); 0: no dropout.
+  void reset(uint64_t dropout_key = 0);
 
   // For tests and traces: what = "layer_input" (pass, layer) | "layer_qkv" (pass, layer: queries
   // and keys turned, values) | "hidden" (pass) | "embeds" (pass) | "visual" |

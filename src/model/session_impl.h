@@ -14,6 +14,8 @@
 
 namespace plumbline {
 
+// What sets the dropout of a picture's encoding and of a replay target's apart from that of a pass.
+constexpr uint64_t kEncodeSalt = uint64_t{1} << 40, kTargetSalt = uint64_t{1} << 41;
 constexpr int64_t kLogitBytes = int64_t{64} << 20;  // logits of large vocabularies are computed in chunks of rows
 
 struct LayerRecord {
@@ -177,6 +179,7 @@ struct Session::Impl {
   std::unique_ptr<Profile> profile;      // during backward(), with options.profile
   GradientNorms gradient_norms;          // of the last backward()
   int64_t token_forwards = 0;
+  uint64_t dropout_key = 0;              // of the adapters, until the next reset(); 0: none
 };
 
 }  // namespace plumbline

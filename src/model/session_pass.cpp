@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "../core/error.h"
+#include "../core/mix.h"
 #include "rotary_table.h"
 #include "session_impl.h"
 
@@ -108,6 +109,7 @@ std::unique_ptr<Pass> Session::Impl::prepare(PassInput input) {
   rows.cu_seqlens = input.cu_seqlens;
   for (int32_t sequence : input.sequences) rows.sequences.push_back(sequences.at(sequence).cache);
   rows.T = static_cast<int64_t>(input.kind.size());
+  rows.dropout_key = derive_key(dropout_key, passes.size());
   for (size_t b = 0; b < input.sequences.size(); ++b) {
     const int64_t before = caches.keys_values.length(rows.sequences[b]), count = input.cu_seqlens[b + 1] - input.cu_seqlens[b];
     require(before + count < (int64_t{1} << 30), "ERR_RANGE", "[extend] Expected fewer than 2^30 rows in a sequence");

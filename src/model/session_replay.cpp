@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "../core/error.h"
+#include "../core/mix.h"
 #include "../core/replay.h"
 #include "session_impl.h"
 
@@ -187,6 +188,7 @@ void Session::Impl::encode_targets(ReplayStep& step, const std::vector<CropPatch
   const bool keep = options.training && options.replay.target_gradient && options.vision_gradient;
   const int64_t D = model->spec.text.hidden, R = static_cast<int64_t>(list.size()), side = int64_t{model->spec.vision.patch} * model->spec.vision.merge;
   VisionTape tape;
+  tape.dropout_key = derive_key(dropout_key, kTargetSalt + replays.size());
   Buffer tokens = vision.forward_crops(list, keep, options.recompute, keep_crops ? &step.crops : nullptr, &tape);
   step.cu_target.assign(1, 0);
   std::vector<float> share;

@@ -146,6 +146,7 @@ void Session::backward(float router_penalty) {
   Impl& s = *impl_;
   require(s.options.training, "ERR_ARGUMENT", "[backward] Expected a training session");
   require(!s.passes.empty(), "ERR_ARGUMENT", "[backward] Expected at least one pass since the last backward");
+  s.check_training();
   // Whatever happens, the tape is spent: a cancelled sweep leaves gradients to be zeroed, never half a tape to run again.
   struct Spend {
     Impl& s;

@@ -37,11 +37,20 @@ struct ExtraSpec {
   std::vector<int64_t> shape;
 };
 
+// A low-rank adapter on a linear layer of the backbone.
+struct AdapterSpec {
+  std::string target;  // name of the layer: that of its matrix without ".weight"
+  int64_t rank;
+  float scale;         // alpha / rank
+  float dropout;       // of the adapter's input, in training
+};
+
 struct ModelSpec {
   TextSpec text;
   VisionSpec vision;
   DType dtype;  // of matrices; vectors (norm scales, biases) and extras are f32 always
   std::vector<ExtraSpec> extras;
+  std::vector<AdapterSpec> adapters;
 };
 
 }  // namespace plumbline

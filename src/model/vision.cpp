@@ -38,16 +38,11 @@ void Vision::prepare(const std::vector<int32_t>& sizes, const std::function<void
 }
 
 void Vision::linear(const std::string& name, const float* x, float* y, int64_t rows, bool accumulate) {
-  const Parameters& p = model_.parameters;
-  model_.backend->linear(x, p.weight(name + ".weight"), p.vector(name + ".bias"), y, rows, accumulate);
+  layers_.forward(name, x, y, rows, accumulate, dropout_key_);
 }
 
 void Vision::linear_backward(const std::string& name, const float* dy, const float* x, float* dx, int64_t rows) {
-  Parameters& p = model_.parameters;
-  const Weight w = p.weight(name + ".weight");
-  const auto g = p.linear_gradient(name + ".weight", name + ".bias");
-  if (g.weight) model_.backend->linear_grad_weight(dy, x, g.weight, g.bias, rows, w.rows, w.cols);
-  if (dx) model_.backend->linear_grad_input(dy, w, dx, rows, false);
+  layers_.backward(name, dy, x, dx, rows, dropout_key_);
 }
 
 Buffer Vision::forward(const std::vector<uint8_t>& frames, const std::vector<int32_t>& sizes, bool keep, bool recompute, VisionTape* tape) {
@@ -94,6 +89,7 @@ Buffer Vision::run(bool keep, bool recompute, VisionTape* tape) {
   const VisionSpec& vision = model_.spec.vision;
   Backend& backend = *model_.backend;
   const int64_t n = tape->layout.n, W = vision.width, unit = vision.unit();
+  dropout_key_ = tape->dropout_key;
   Buffer x = pool_.take(n * W);
   backend.linear(tape->rows->floats(), model_.parameters.weight("visual.patch_embed.proj.weight"), nullptr, x->floats(), n, false);
   if (!keep) tape->rows.reset();
@@ -145,6 +141,7 @@ Buffer Vision::merger_backward(const VisionTape& tape, const float* dtokens) {
 
 void Vision::backward(VisionTape& tape, const float* dtokens) {
   const VisionSpec& vision = model_.spec.vision;
+  dropout_key_ = tape.dropout_key;
   Buffer dx = merger_backward(tape, dtokens);
   for (int64_t i = vision.depth - 1; i >= 0; --i) {
     VisionBlockTape& block = tape.blocks[static_cast<size_t>(i)];

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "linear_layers.h"
 #include "memory.h"
 #include "model.h"
 #include "vision_layout.h"
@@ -21,6 +22,7 @@ struct VisionBlockTape {
 };
 
 struct VisionTape {                  // one encode() call
+  uint64_t dropout_key = 0;          // of the adapters; 0: none
   VisionLayout layout;
   Buffer rows;                       // [n, channels * temporal * patch^2], in the pictures' own order
   std::vector<VisionBlockTape> blocks;
@@ -31,7 +33,7 @@ struct VisionTape {                  // one encode() call
 
 class Vision {
  public:
-  Vision(Model& model, Pool& pool) : model_(model), pool_(pool) {}
+  Vision(Model& model, Pool& pool) : model_(model), pool_(pool), layers_(model, pool) {}
 
   int64_t patch_width() const;
   // frames: uint8 RGB pictures one after another; sizes [n, 3] = frames, height, width (multiples of patch * merge). Writes
@@ -66,6 +68,8 @@ class Vision {
 
   Model& model_;
   Pool& pool_;
+  LinearLayers layers_;
+  uint64_t dropout_key_ = 0;         // of the tape at hand
 };
 
 }  // namespace plumbline

@@ -1,5 +1,6 @@
 #include "bind_model.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "../model/gradient_spectra.h"
@@ -25,6 +26,8 @@ Napi::Function ModelBinding::define(Napi::Env env) {
                      {InstanceMethod<&ModelBinding::parameters>("parameters"), InstanceMethod<&ModelBinding::bytes>("bytes"),
                       InstanceMethod<&ModelBinding::set_trainable>("setTrainable"), InstanceMethod<&ModelBinding::load_file>("loadFile"),
                       InstanceMethod<&ModelBinding::read_parameter>("readParameter"), InstanceMethod<&ModelBinding::read_parameter_bf16>("readParameterBf16"),
+                      InstanceMethod<&ModelBinding::read_merged>("readMerged"),
+                      InstanceMethod<&ModelBinding::merge_adapters>("mergeAdapters"), InstanceMethod<&ModelBinding::unmerge_adapters>("unmergeAdapters"),
                       InstanceMethod<&ModelBinding::write_parameter>("writeParameter"), InstanceMethod<&ModelBinding::initialize>("initialize"),
                       InstanceMethod<&ModelBinding::enable_training>("enableTraining"), InstanceMethod<&ModelBinding::zero_gradients>("zeroGradients"),
                       InstanceMethod<&ModelBinding::optimizer_step>("optimizerStep"), InstanceMethod<&ModelBinding::gradient_norm>("gradientNorm"),
@@ -77,7 +80,7 @@ Napi::Value ModelBinding::submit(Napi::Env env, const char* op, std::shared_ptr<
     struct Recount {  // also after a failure
       Model& model;
       Account& account;
-      ~Recount() { account.now = static_cast<int64_t>(model.parameters.bytes()); }
+      ~Recount() { account.now = static_cast<int64_t>(model.parameters.bytes() + model.adapters.bytes()); }
     } recount{*model, *account};
     return work(*model, flag);
   });
@@ -140,8 +143,8 @@ Napi::Value ModelBinding::load_file(const Napi::CallbackInfo& info) {
       tensors.push_back(std::move(tensor));
     }
     const auto token = read_token(arguments.at(2, "token"));
-    return submit(info.Env(), "loadFile", token, [path, tensors = std::move(tensors)](Model& model, const CancelFlag& flag) {
-      load_tensors(path, tensors, model.parameters, flag);
+    return submit(info.Env(), "loadFile", token, [path, tensors = std::move(tensors), cpu = environment_->cpu()](Model& model, const CancelFlag& flag) {
+      load_tensors(path, tensors, model.parameters, cpu->pool(), flag);
       return reply_nothing();
     });
   });
@@ -171,6 +174,42 @@ Napi::Value ModelBinding::read_parameter_bf16(const Napi::CallbackInfo& info) {
       std::vector<uint16_t> values(static_cast<size_t>(parameter.size));
       model.parameters.read_raw_bf16(parameter, values.data());
       return reply_array(std::move(values));
+    });
+  });
+}
+
+Napi::Value ModelBinding::read_merged(const Napi::CallbackInfo& info) {
+  return promised(info.Env(), [&] {
+    const Arguments arguments("readMerged", info);
+    living("readMerged");
+    const std::string name = info_of(arguments.at(0, "name")).name;
+    const bool is_bf16 = arguments.at(1, "dtype").choice({"f32", "bf16"}) == 1;
+    return submit(info.Env(), "readMerged", nullptr, [name, is_bf16](Model& model, const CancelFlag&) {
+      std::vector<float> values = model.adapters.merged_value(model.parameters.find(name));
+      if (!is_bf16) return reply_array(std::move(values));
+      std::vector<uint16_t> bits(values.size());
+      std::transform(values.begin(), values.end(), bits.begin(), float_to_bf16);
+      return reply_array(std::move(bits));
+    });
+  });
+}
+
+Napi::Value ModelBinding::merge_adapters(const Napi::CallbackInfo& info) {
+  return promised(info.Env(), [&] {
+    living("mergeAdapters");
+    const bool keep_base = Argument("mergeAdapters", "keepBase", info[0]).boolean();
+    return submit(info.Env(), "mergeAdapters", nullptr, [keep_base](Model& model, const CancelFlag&) {
+      model.adapters.merge(keep_base);
+      return reply_nothing();
+    });
+  });
+}
+
+Napi::Value ModelBinding::unmerge_adapters(const Napi::CallbackInfo& info) {
+  return promised(info.Env(), [&] {
+    return submit(info.Env(), "unmergeAdapters", nullptr, [](Model& model, const CancelFlag&) {
+      model.adapters.unmerge();
+      return reply_nothing();
     });
   });
 }

@@ -31,6 +31,9 @@ class ModelBinding : public Napi::ObjectWrap<ModelBinding> {
   Napi::Value load_file(const Napi::CallbackInfo& info);
   Napi::Value read_parameter(const Napi::CallbackInfo& info);
   Napi::Value read_parameter_bf16(const Napi::CallbackInfo& info);
+  Napi::Value read_merged(const Napi::CallbackInfo& info);
+  Napi::Value merge_adapters(const Napi::CallbackInfo& info);
+  Napi::Value unmerge_adapters(const Napi::CallbackInfo& info);
   Napi::Value write_parameter(const Napi::CallbackInfo& info);
   Napi::Value initialize(const Napi::CallbackInfo& info);
   Napi::Value enable_training(const Napi::CallbackInfo& info);

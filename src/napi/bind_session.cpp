@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "../core/mix.h"
 #include "bind_model.h"
 #include "cancel_token.h"
 #include "read_session.h"
@@ -213,8 +214,10 @@ Napi::Value SessionBinding::gradient_norms(const Napi::CallbackInfo& info) {
 
 Napi::Value SessionBinding::reset(const Napi::CallbackInfo& info) {
   return promised(info.Env(), [&] {
-    return submit(info.Env(), "reset", nullptr, [](State& state) {
-      state.session.reset();
+    const Argument seed("reset", "dropoutSeed", info[0]);
+    const uint64_t key = seed.absent() ? 0 : derive_key(1, static_cast<uint64_t>(seed.integer(0, kMaxSafeInteger)));
+    return submit(info.Env(), "reset", nullptr, [key](State& state) {
+      state.session.reset(key);
       state.ids.clear();
       return reply_nothing();
     });

@@ -81,6 +81,15 @@ ExtraSpec read_extra(const Argument& from) {
   return extra;
 }
 
+AdapterSpec read_adapter(const Argument& from) {
+  AdapterSpec adapter{};
+  adapter.target = from.field("target").string();
+  adapter.rank = from.field("rank").integer(1, kMaxWidth);
+  adapter.scale = static_cast<float>(from.field("scale").number(-1e6, 1e6));
+  adapter.dropout = static_cast<float>(from.field("dropout").number(0, 0.999));
+  return adapter;
+}
+
 }  // namespace
 
 ModelSpec read_model_spec(const Argument& from) {
@@ -93,6 +102,9 @@ ModelSpec read_model_spec(const Argument& from) {
   const Argument extras = from.field("extras");
   if (!extras.absent())
     for (const Argument& extra : extras.elements(kMaxExtras)) spec.extras.push_back(read_extra(extra));
+  const Argument adapters = from.field("adapters");
+  if (!adapters.absent())
+    for (const Argument& adapter : adapters.elements(kMaxExtras)) spec.adapters.push_back(read_adapter(adapter));
   return spec;
 }
 

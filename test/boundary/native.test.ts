@@ -226,7 +226,7 @@ describe('Model', () => {
     await expectRejection(loose.readParameter!('model.norm.weight', 'third'), 'ERR_ARGUMENT',
       "[readParameter] Expected slot to be one of 'value', 'gradient', 'first', 'second', 'master' but received \"third\"");
     await expectRejection(loose.readParameter!('model.norm.weight', 'gradient'), 'ERR_ARGUMENT',
-      "[Model] Expected training to be enabled before optimiser state of 'model.norm.weight' is used");
+      "[Model] Expected training to be enabled, with 'model.norm.weight' trainable, before its gradient or optimiser state is used");
     await expectRejection(loose.writeParameter!('model.norm.weight', 'value', new Float32Array(3)), 'ERR_SHAPE', '[writeParameter] Expected data to have 16 elements but received 3');
     await expectRejection(loose.initialize!('model.norm.weight', 'normal', 1, -1), 'ERR_RANGE', '[initialize] Expected seed to be an integer from 0 to 9007199254740991 but received -1');
     await expectRejection(loose.initialize!('model.norm.weight', 'uniform', 1, 1), 'ERR_ARGUMENT', "[initialize] Expected kind to be one of 'normal', 'constant' but received \"uniform\"");

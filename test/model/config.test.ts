@@ -192,6 +192,24 @@ describe('plumbline.json and generation_config.json', () => {
     expect(parseGeneration(undefined, nested(tiny, 'rope_scaling'))).toMatchObject({ endTokens: [300] });
     expect(() => parseGeneration({ eos_token_id: ['x'] }, tiny)).toThrow(expect.objectContaining({ code: 'ERR_CHECKPOINT' }));
   });
+
+  test.each<[Json, object]>([
+    [{}, { sample: false, temperature: 1, topK: 50, topP: 1, minP: 0, repetitionPenalty: 1 }],
+    [{ do_sample: true, top_k: 1, top_p: 0.001, temperature: 0.01 }, { sample: true, temperature: 0.01, topK: 1, topP: 0.001, minP: 0, repetitionPenalty: 1 }],
+    [{ do_sample: true, repetition_penalty: 1.05, temperature: 1e-6, max_new_tokens: 7 }, { sample: true, temperature: 1e-6, topK: 50, topP: 1, repetitionPenalty: 1.05, maxNewTokens: 7 }],
+    [{ do_sample: true, top_p: 0, min_p: 0.2 }, { topP: Number.MIN_VALUE, minP: 0.2 }],
+    [{ do_sample: false, temperature: 0, top_p: 7, repetition_penalty: 1.3 }, { sample: false, temperature: 1, topP: 1, repetitionPenalty: 1.3 }],
+  ])('generation_config.json %j', (raw, expected) => expect(parseGeneration(raw, tiny)).toMatchObject(expected));
+
+  test.each<[Json, string]>([
+    [{ do_sample: true, temperature: 0 }, 'Expected temperature in generation_config.json to be a finite number above 0 but received 0. Correct the file or take it from the model\'s own repository.'],
+    [{ do_sample: true, top_p: 1.5 }, 'Expected top_p in generation_config.json to be a number from 0 to 1 but received 1.5. Correct the file or take it from the model\'s own repository.'],
+    [{ do_sample: 'yes' }, 'Expected do_sample in generation_config.json to be true or false but received "yes". Correct the file.'],
+    [{ repetition_penalty: 0 }, 'Expected repetition_penalty in generation_config.json to be a finite number above 0 but received 0. Correct the file or take it from the model\'s own repository.'],
+    [{ max_new_tokens: 0 }, 'Expected max_new_tokens in generation_config.json to be a whole number from 1 to 2147483647 but received 0. Correct the file or take it from the model\'s own repository.'],
+  ])('generation_config.json %j is refused', (raw, message) => {
+    expect(() => parseGeneration(raw, tiny)).toThrow(expect.objectContaining({ name: 'LibError', code: 'ERR_CHECKPOINT', message: `[load] ${message}` }));
+  });
 });
 
 test.each<[unknown, string]>([

@@ -103,7 +103,7 @@ test('`await using` frees it too', async () => {
 
 test.each<[string, () => Promise<unknown>, string, string]>([
   ['a directory that is no text', () => LatentModel.load(5 as never), 'ERR_ARGUMENT', '[load] Expected directory to be a string but received 5'],
-  ['a wrong option', () => LatentModel.load(TINY, { dtyp: 'f32' } as never), 'ERR_ARGUMENT', "[load] Expected options among dtype, device, preset, seed, signal, onProgress, maxMemoryBytes but received 'dtyp'; did you mean 'dtype'?"],
+  ['a wrong option', () => LatentModel.load(TINY, { dtyp: 'f32' } as never), 'ERR_ARGUMENT', "[load] Expected options among dtype, device, preset, adapter, seed, signal, onProgress, maxMemoryBytes but received 'dtyp'; did you mean 'dtype'?"],
   ['a wrong type', () => LatentModel.load(TINY, { dtype: 'fp16' as never }), 'ERR_ARGUMENT', "[load] Expected dtype to be one of 'auto', 'f32', 'bf16' but received \"fp16\""],
   ['a progress that is no function', () => LatentModel.load(TINY, { onProgress: 1 as never }), 'ERR_ARGUMENT', '[load] Expected onProgress to be a function but received 1'],
   ['a negative limit', () => LatentModel.load(TINY, { maxMemoryBytes: -1 }), 'ERR_RANGE', '[load] Expected maxMemoryBytes to be a number of at least 0 but received -1'],

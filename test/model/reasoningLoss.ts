@@ -23,13 +23,16 @@ export interface StepSettings {
   visionGradient?: boolean;
   /** Forward only: no gradients. */
   lossOnly?: boolean;
+  /** Of the adapter; absent: none is dropped. */
+  dropoutSeed?: number;
 }
 
 export async function trainingStep(model: LatentModel, preset: Preset, sequences: readonly SequenceInput[], settings: StepSettings = {}): Promise<StepOutcome> {
-  const { recompute = false, visionGradient = true, lossOnly = false } = settings;
+  const { recompute = false, visionGradient = true, lossOnly = false, dropoutSeed } = settings;
   await model.native.enableTraining();
   await model.native.zeroGradients();
   return disposing(openReasoning('test', model, preset, { training: true, recompute, visionGradient }), async (session) => {
+    await session.reset(dropoutSeed);
     const segments: Int32Array[] = [];
     const run = await runBatch(session, sequences, model.geometry, {
       preset, targets: preset.replay && preset.tokenSr, adjust: (pass) => { segments.push(pass.cuSeqlens); return { ...pass, traceRouting: routes(preset) }; },
@@ -44,7 +47,7 @@ export async function trainingStep(model: LatentModel, preset: Preset, sequences
     const { meanSquare } = await session.routingFigures();
     if (!lossOnly) await session.backward(preset.routerPenalty);
     const gradients = new Map<string, Float32Array>();
-    for (const { name } of lossOnly ? [] : model.native.parameters()) gradients.set(name, await model.native.readParameter(name, 'gradient'));
+    for (const { name } of lossOnly ? [] : model.native.parameters().filter(({ trainable }) => trainable)) gradients.set(name, await model.native.readParameter(name, 'gradient'));
     return {
       crossEntropy, superResolution, squares: meanSquare, gradients, total: crossEntropy + preset.srWeight * superResolution + preset.routerPenalty * meanSquare,
       choices: JSON.stringify([

@@ -6,7 +6,7 @@ import { formOf, openReasoning, type ModelView } from '../../lib/model/reasoning
 import type { NativePass, NativePassResult, NativeSession } from '../../lib/native';
 import type { Picture } from '../../lib/model/image';
 import { ROW_KIND } from '../../lib/native';
-import { countSuperResolved, replayLosses, runBatch, type BatchReplay, type SequenceInput } from '../../lib/train/batch';
+import { countSuperResolved, replayLosses, runBatch, type BatchReplay, type BatchRun, type ReplayLosses, type SequenceInput } from '../../lib/train/batch';
 import type { Golden, Report } from './goldens';
 
 /** A golden's preset: keys of the oracle's presets.py, without the penalty, which the oracle does not have. */
@@ -214,7 +214,6 @@ export async function runCase(report: Report, model: ModelView, text: TextConfig
     const ran = run.results.map((result, n): RanPass => ({ pass: passes[n]!, result }));
     const states = await readStates(session, ran, layers);
     const visual = (await session.read('visual', 0, 0)).data;
-    const replayed = replayLosses(run, sequences, model.geometry, preset, countSuperResolved(sequences, model.geometry, preset));
     const runs = sequences.map((sequence, id) => sequenceRun(sequence, id, ran, run.replays, model, preset));
     for (const [id, one] of runs.entries()) {
       const prefix = `s${id}.`;
@@ -224,10 +223,7 @@ export async function runCase(report: Report, model: ModelView, text: TextConfig
       await compareReplay(report, prefix, one, runs, session);
       if (!recompute) await compareLastRows(report, prefix, one, session, formOf(preset), text);
     }
-    const { losses } = await session.loss({
-      pass: run.targets.pass, row: run.targets.row, target: run.targets.target, scale: 1 / run.targets.row.length,
-      replay: replayed.replay, index: replayed.index, weight: replayed.share.map((share) => share * preset.srWeight),
-    });
+    const { losses, replayed } = await lossOf(session, run, sequences, model, preset);
     const crossEntropy = losses.reduce((sum, loss) => sum + loss, 0) / losses.length;
     const srLoss = replayed.losses.reduce((sum, loss, n) => sum + loss * replayed.share[n]!, 0);
     runs.forEach((_, id) => {
@@ -242,6 +238,30 @@ export async function runCase(report: Report, model: ModelView, text: TextConfig
     session.dispose();
   }
   for (const key of golden.names('out.grad.')) report.compare(key.slice(4), await model.native.readParameter(key.slice('out.grad.'.length), 'gradient'));
+}
+
+/** The loss of a golden's batch, from which `backward` starts. */
+async function lossOf(session: NativeSession, run: BatchRun, sequences: readonly CaseSequence[], { geometry }: ModelView, preset: Preset): Promise<{ losses: Float32Array; replayed: ReplayLosses }> {
+  const replayed = replayLosses(run, sequences, geometry, preset, countSuperResolved(sequences, geometry, preset));
+  const { losses } = await session.loss({
+    pass: run.targets.pass, row: run.targets.row, target: run.targets.target, scale: 1 / run.targets.row.length,
+    replay: replayed.replay, index: replayed.index, weight: replayed.share.map((share) => share * preset.srWeight),
+  });
+  return { losses, replayed };
+}
+
+/** Leaves the gradients of a golden's loss in the model, and compares nothing. */
+export async function addGradients(golden: Golden, model: ModelView, recompute: boolean): Promise<void> {
+  const preset = presetOf(golden.entry.preset as Record<string, unknown>, model.geometry.layers);
+  const sequences = sequencesOf(golden);
+  const session = openReasoning('parity', model, preset, { training: true, recompute, visionGradient: true });
+  try {
+    const run = await runBatch(session, sequences, model.geometry, { preset, targets: preset.replay && preset.tokenSr, feedLastWord: true });
+    await lossOf(session, run, sequences, model, preset);
+    await session.backward(0);
+  } finally {
+    session.dispose();
+  }
 }
 
 /** Mean of one sequence's super-resolution losses. */

@@ -94,6 +94,9 @@ export class Report {
     this.compared.push({ name, share: worstShare(got, want, entry) });
   }
 
+  /** Takes what was compared elsewhere: worst error as a share of its tolerance. */
+  add(name: string, share: number): void { this.compared.push({ name, share: Number.isNaN(share) ? Infinity : share }); }
+
   skip(name: string): void { this.unsupported.push(name); }
 
   /** Names expected tensors that nothing compared or skipped. A golden that is silently ignored would count as covered. */

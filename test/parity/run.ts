@@ -8,6 +8,7 @@ import { LatentModel } from '../../lib/latentModel';
 import { native } from '../../lib/native';
 import { runCase } from './cases';
 import { Golden, readManifest, Report, type Manifest } from './goldens';
+import { runLora } from './lora';
 import { hasCheckpoint, runAdamW, runGenerate, runPositions, runPreprocess, runVision } from './model';
 import { OP_RUNNERS } from './ops';
 import { runNormStatistics, runProfile, runSpectra } from './profile';
@@ -80,6 +81,7 @@ async function runModelFile(name: string, report: Report, model: LatentModel, go
       if (NOT_YET[name] !== undefined) return NOT_YET[name];
       // Everything kept, then with the activations recomputed in the backward pass.
       for (const recompute of [false, true]) await runCase(report, model, model.config.text, recompute);
+      for (const recompute of [false, true]) await runLora(report, checkpoint, report.golden, recompute);
       return undefined;
     }
   }

@@ -1,5 +1,6 @@
 /** A model of a few thousand parameters, and data for it. */
 import { newConfig } from '../../lib/model/config';
+import type { AdapterOptions } from '../../lib/model/adapter';
 import { LatentModel } from '../../lib/latentModel';
 import type { DeviceChoice } from '../../lib/device';
 import type { PresetChanges, PresetName } from '../../lib/model/preset';
@@ -18,6 +19,7 @@ export interface TinyOptions {
   layers?: number;
   preset?: PresetName | PresetChanges;
   device?: DeviceChoice;
+  adapter?: AdapterOptions;
 }
 
 export async function tinyModel(options: TinyOptions = {}): Promise<LatentModel> {
@@ -28,7 +30,7 @@ export async function tinyModel(options: TinyOptions = {}): Promise<LatentModel>
     tokens: { image: IMAGE, video: VIDEO, visionStart: 42, visionEnd: 43, eos: END, pad: 45 },
     initializerRange: options.initializerRange ?? 0.02,
   });
-  return LatentModel.create(config, { seed: options.seed ?? 1, dtype: options.dtype ?? 'f32', ...(options.device === undefined ? {} : { device: options.device }), ...(options.preset === undefined ? {} : { preset: options.preset }) });
+  return LatentModel.create(config, { seed: options.seed ?? 1, dtype: options.dtype ?? 'f32', ...(options.device === undefined ? {} : { device: options.device }), ...(options.preset === undefined ? {} : { preset: options.preset }), ...(options.adapter === undefined ? {} : { adapter: options.adapter }) });
 }
 
 /** Sample i of a made-up task: 0 to 2 pictures, 0 to 3 steps, prompts and steps of differing lengths. */
@@ -63,7 +65,7 @@ export const endless: TrainingData = { at: sample };
 export async function contents(model: LatentModel): Promise<Map<string, Float32Array>> {
   const all = new Map<string, Float32Array>();
   for (const info of model.native.parameters()) {
-    for (const slot of slotsOf(info)) all.set(`${slot}.${info.name}`, await model.native.readParameter(info.name, slot));
+    for (const slot of info.trainable ? slotsOf(info) : ['value' as const]) all.set(`${slot}.${info.name}`, await model.native.readParameter(info.name, slot));
   }
   return all;
 }

@@ -124,7 +124,7 @@ describe('training', () => {
     const parameters = model.native.parameters().reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0);
     const error = await caught(async () => run(model, { ...BASE, maxMemoryBytes: 15.9 * parameters }));
     expect(error.code).toBe('ERR_OUT_OF_MEMORY');
-    expect(error.message).toMatch(/^\[train\] Expected [\d.]+ MB of memory for gradients and optimiser state of 0\.0 million parameters but received [\d.]+ MB\. Close other programs, /);
+    expect(error.message).toMatch(/^\[train\] Expected [\d.]+ MB of memory for gradients and optimiser state of 0\.0 million trainable parameters but received [\d.]+ MB\. Close other programs, /);
     expect(model.native.bytes()).toBe(before);
     await run(model, { ...BASE, maxMemoryBytes: 16.5 * parameters });
     expect(await run(model, { ...BASE, maxMemoryBytes: 0.2 * parameters })).toHaveLength(7);   // nothing more is taken
