@@ -16,16 +16,25 @@ export function show(value: unknown): string {
   return name === 'Object' ? 'an object' : name;
 }
 
+/** A value of a parsed file for a message: the start of its JSON, or its kind where it is too deep to be written again. */
+export function brief(value: unknown, length: number): string {
+  try {
+    return String(JSON.stringify(value)).slice(0, length);
+  } catch {
+    return show(value);
+  }
+}
+
 function expect(condition: boolean, code: ErrorCode, op: string, what: string, value: unknown): void {
   if (!condition) fail(code, op, `Expected ${what} but received ${show(value)}`);
 }
 
 /** An integer in [min, max]. */
 export function integer(op: string, name: string, value: unknown, min: number, max: number = Number.MAX_SAFE_INTEGER): number {
+  // The text of the message is made for a refusal only: ids are checked one by one.
+  if (Number.isSafeInteger(value) && (value as number) >= min && (value as number) <= max) return value as number;
   const range = max === Number.MAX_SAFE_INTEGER ? `an integer of at least ${min}` : `an integer from ${min} to ${max}`;
-  expect(typeof value === 'number', 'ERR_ARGUMENT', op, `${name} to be ${range}`, value);
-  expect(Number.isSafeInteger(value) && (value as number) >= min && (value as number) <= max, 'ERR_RANGE', op, `${name} to be ${range}`, value);
-  return value as number;
+  return fail(typeof value === 'number' ? 'ERR_RANGE' : 'ERR_ARGUMENT', op, `Expected ${name} to be ${range} but received ${show(value)}`);
 }
 
 /** A finite number in [min, max]. */

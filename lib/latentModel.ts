@@ -1,80 +1,24 @@
 /** A model with its processor: what programs load, create, ask and save. It stands above `model` and `decode`, which it joins. */
-import { join, resolve } from 'node:path';
+import { resolve } from 'node:path';
 import { abortable } from './abort';
 import * as check from './check';
 import { generate, stream, type GenerateEvent, type GenerateOptions, type GenerateRequest, type GenerateResult } from './decode/generate';
-import { chooseDevice, type DeviceChoice, type DeviceName } from './device';
+import type { DeviceName } from './device';
 import { fail, guarded } from './errors';
-import { makeAdapter, type Adapter, type AdapterOptions } from './model/adapter';
-import { ADAPTER_CONFIG, baseDirectory } from './model/adapterFiles';
+import { makeAdapter, type Adapter } from './model/adapter';
 import { saveAdapter } from './model/adapterWeights';
-import { openCheckpoint, readCompanions, type CompanionFiles } from './model/checkpoint';
+import { openCheckpoint } from './model/checkpoint';
 import { modelGeometry, newConfig, type ModelConfig, type ModelGeometry, type NewModelConfig } from './model/config';
-import { exists, readJson } from './model/files';
-import { parseImageSettings, type ImageSettings } from './model/imageSettings';
-import { estimateUse, type EstimateOptions, type UseEstimate } from './model/useMemory';
-import { makeProcessor, type EncodedPrompt, type Message, type Processor } from './model/processor';
-import { isObject } from './model/jsonReader';
+import { withLatentTokens } from './model/latentTokens';
 import { requireMergeMemory } from './model/memory';
-import { makePreset, PLAIN, type Preset, type PresetChanges, type PresetName } from './model/preset';
-import { MAX_LATENTS, parseGeneration, parseRecord, type GenerationDefaults, type LatentRecord } from './model/record';
-import { initializeWeights, loadWeights, memoryOf, readWeights, saveCheckpoint, type LoadProgress } from './model/weights';
+import type { Message } from './model/messages';
+import { adapterOption, newParts, weightOptions, type CreateOptions, type LoadOptions, type ModelParts, type SaveOptions } from './model/modelOptions';
+import { makePreset, PLAIN, type Preset } from './model/preset';
+import { makeProcessor, type EncodedPrompt, type EncodeOptions, type Processor } from './model/processor';
+import { MAX_LATENTS, type GenerationDefaults, type LatentRecord } from './model/record';
+import { estimateUse, type EstimateOptions, type UseEstimate } from './model/useMemory';
+import { initializeWeights, loadWeights, memoryOf, readWeights, saveCheckpoint } from './model/weights';
 import { native, type NativeModel, type NativeSession, type NativeSessionOptions, type StorageDType } from './native';
-
-export interface LoadOptions {
-  /** Storage of the matrices. 'auto' (default): bf16 where the file is, else f32. Sums are f32 always. */
-  dtype?: StorageDType | 'auto';
-  /** Where the weights lie and the work is done: 'cpu', 'cuda', or 'auto' (default, unless PLUMBLINE_DEVICE says otherwise). */
-  device?: DeviceChoice;
-  /** A preset by name, or switches to change: of the preset `name` when that is given, else of the recorded one. Default: as recorded. */
-  preset?: PresetName | PresetChanges;
-  /**
-   * A low-rank adapter on the weights: the directory of one as PEFT saves it, or the shape of a new one, which changes nothing until it is
-   * trained. Training a model with an adapter trains the adapter.
-   */
-  adapter?: string | AdapterOptions;
-  /** Of the parameters that the preset and a new adapter need and the checkpoint lacks (default 0). */
-  seed?: number;
-  signal?: AbortSignal;
-  onProgress?: (progress: LoadProgress) => void;
-  /** Bytes that the weights may take. Default: what is available now; `Infinity` switches the check off. */
-  maxMemoryBytes?: number;
-}
-
-export interface CreateOptions {
-  dtype?: StorageDType;
-  /** Where the weights lie and the work is done: 'cpu', 'cuda', or 'auto' (default, unless PLUMBLINE_DEVICE says otherwise). */
-  device?: DeviceChoice;
-  /** Same config, dtype and seed: same weights (default 0). */
-  seed?: number;
-  /** Directory with tokenizer, chat template, preprocessor_config.json and generation_config.json for the new model. */
-  processor?: string;
-  /** Latent steps before the words (default: as plumbline.json of `processor` says, else 0). */
-  latentSteps?: number;
-  /** A preset by name, or switches that differ from those of `name` ('default' when not given). Default: `PLAIN`, no replay and no routing. */
-  preset?: PresetName | PresetChanges;
-  /** A low-rank adapter on the weights. */
-  adapter?: AdapterOptions;
-  signal?: AbortSignal;
-  maxMemoryBytes?: number;
-}
-
-export interface SaveOptions {
-  /** Recorded in plumbline.json instead of the model's own. */
-  latentSteps?: number;
-  signal?: AbortSignal;
-  onProgress?: (progress: LoadProgress) => void;
-}
-
-/** What a model is made of, beside its weights. */
-interface Parts {
-  config: ModelConfig;
-  images: ImageSettings;
-  generation: GenerationDefaults;
-  record: LatentRecord;
-  companions: CompanionFiles;
-  adapter?: Adapter | undefined;
-}
 
 type AskOptions = Partial<GenerateOptions>;
 
@@ -101,12 +45,12 @@ export class LatentModel {
   readonly decodeText?: (ids: readonly number[]) => string;
   /** Low-rank matrices on its linear layers. */
   readonly adapter?: Adapter;
-  readonly #parts: Parts;
+  readonly #parts: ModelParts;
   readonly #native: NativeModel;
   #disposed = false;
   #merged: 'no' | 'kept' | 'for good' = 'no';
 
-  private constructor(parts: Parts, dtype: StorageDType, processor: Processor, model: NativeModel, device: DeviceName) {
+  private constructor(parts: ModelParts, dtype: StorageDType, processor: Processor, model: NativeModel, device: DeviceName) {
     this.#parts = parts;
     this.#native = model;
     this.config = parts.config;
@@ -129,12 +73,16 @@ export class LatentModel {
    */
   static async load(directory: string, options: LoadOptions = {}): Promise<LatentModel> {
     check.string('load', 'directory', directory);
-    check.options('load', options, ['dtype', 'device', 'preset', 'adapter', 'seed', 'signal', 'onProgress', 'maxMemoryBytes']);
+    check.options('load', options, ['dtype', 'device', 'preset', 'latentTokens', 'adapter', 'seed', 'signal', 'onProgress', 'maxMemoryBytes']);
     const wanted = check.oneOf('load', 'dtype', options.dtype ?? 'auto', ['auto', 'f32', 'bf16']);
     const seed = check.integer('load', 'seed', options.seed ?? 0, 0);
     const weights = weightOptions('load', options);
+    if (options.latentTokens !== undefined) check.boolean('load', 'latentTokens', options.latentTokens);
     const { base, saved, fresh } = await adapterOption(directory, options.adapter);
-    const checkpoint = await openCheckpoint(base, options.preset, saved);
+    const opened = await openCheckpoint(base, options.preset, saved);
+    // An adapter that was trained with them lies on a base without them.
+    const isNamed = saved !== undefined && opened.record.latentToken !== undefined && opened.companions.has('tokenizer.json');
+    const checkpoint = options.latentTokens ?? isNamed ? withLatentTokens(opened) : opened;
     const processor = makeProcessor(checkpoint.config, checkpoint.images, checkpoint.companions);
     const dtype = wanted === 'auto' ? checkpoint.dtype : wanted;
     const adapter = fresh === undefined ? checkpoint.adapter?.adapter : makeAdapter(checkpoint.config, fresh, resolve(base));
@@ -202,8 +150,8 @@ export class LatentModel {
   }
 
   /** Messages to token ids and pictures; see `processor`. */
-  encodeMessages(messages: readonly Message[]): Promise<EncodedPrompt> {
-    return this.processor.encode(messages);
+  encodeMessages(messages: readonly Message[], options?: EncodeOptions): Promise<EncodedPrompt> {
+    return this.processor.encode(messages, options);
   }
 
   /**
@@ -326,44 +274,4 @@ export class LatentModel {
     const { sample, temperature, topK, topP, minP, repetitionPenalty, maxNewTokens } = this.generation;
     return { latentSteps: this.latentSteps, repetitionPenalty, ...(maxNewTokens === undefined ? {} : { maxNewTokens }), ...(sample ? { temperature, topK, topP, minP } : {}), ...options };
   }
-}
-
-/** The directory of the weights, and the adapter that goes on top: saved in a directory, or a new one. */
-async function adapterOption(directory: string, wanted: string | AdapterOptions | undefined): Promise<{ base: string; saved?: string; fresh?: AdapterOptions }> {
-  if (typeof wanted === 'string') return { base: directory, saved: check.path('load', 'adapter', wanted) };
-  if (wanted !== undefined) return { base: directory, fresh: wanted };
-  const isAdapter = !(await exists(join(directory, 'config.json'))) && await exists(join(directory, ADAPTER_CONFIG));
-  return isAdapter ? { base: await baseDirectory(directory), saved: directory } : { base: directory };
-}
-
-interface CheckedWeightOptions {
-  device: DeviceName;
-  signal: AbortSignal | undefined;
-  onProgress: ((progress: LoadProgress) => void) | undefined;
-  maxMemoryBytes: number | undefined;
-}
-
-function weightOptions(op: string, options: { device?: DeviceChoice; signal?: AbortSignal; onProgress?: (progress: LoadProgress) => void; maxMemoryBytes?: number }): CheckedWeightOptions {
-  const { onProgress, maxMemoryBytes } = options;
-  if (onProgress !== undefined && typeof onProgress !== 'function') fail('ERR_ARGUMENT', op, `Expected onProgress to be a function but received ${check.show(onProgress)}`);
-  if (maxMemoryBytes !== undefined && maxMemoryBytes !== Infinity) check.number(op, 'maxMemoryBytes', maxMemoryBytes, 0);
-  return { device: chooseDevice(op, options.device), signal: check.signal(op, options.signal), onProgress, maxMemoryBytes };
-}
-
-async function newParts(config: ModelConfig, directory: string | undefined, latentSteps: number | undefined, preset: Preset): Promise<Parts> {
-  const read = async (name: string): Promise<unknown> => (directory === undefined ? undefined : readJson(join(directory, name)));
-  const companions = directory === undefined ? new Map<string, string>() : await readCompanions(directory);
-  const record = parseRecord(withoutSwitches(await read('plumbline.json')), config.text.layers);
-  return {
-    config, companions, record: { ...record, preset, latentSteps: latentSteps ?? record.latentSteps },
-    images: parseImageSettings(await read('preprocessor_config.json'), config.vision),
-    generation: parseGeneration(await read('generation_config.json'), config.source),
-  };
-}
-
-/** The switches of a processor's folder are those of another model, which may have other layers. */
-function withoutSwitches(raw: unknown): unknown {
-  if (!isObject(raw)) return raw;
-  const { switches: _, format, ...rest } = raw;
-  return { ...rest, format: format === 2 ? 1 : format };
 }

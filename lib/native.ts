@@ -49,7 +49,11 @@ export interface NativeModelSpec {
 export interface NativeParameterInfo { name: string; shape: number[]; dtype: StorageDType; trainable: boolean; }
 
 /** Where a tensor lies in a safetensors file: absolute byte offset, and the file's dtype ('F32' | 'F16' | 'BF16'). */
-export interface NativeFileTensor { name: string; dtype: 'F32' | 'F16' | 'BF16'; offset: number; bytes: number; }
+export interface NativeFileTensor {
+  name: string; dtype: 'F32' | 'F16' | 'BF16'; offset: number; bytes: number;
+  /** Element of the parameter where they go, which they then need not fill. Default: they are all of it. */
+  first?: number;
+}
 
 export interface NativeOptimizerOptions {
   learningRate: number; beta1: number; beta2: number; epsilon: number; weightDecay: number;

@@ -11,13 +11,14 @@ import type { Preset } from '../model/preset';
 import { LatentModel } from '../latentModel';
 import { native, type NativeBuildInfo } from '../native';
 import { latestCheckpoint } from '../train/checkpoint';
-import { train, type StepMetrics } from '../train/trainer';
+import { train } from '../train/trainer';
 import type { TrainArguments } from '../train/trainOptions';
 import { demoTrainingData, heldOut, heldOutOptions, type HeldOut } from './demoData';
 import { trainingFigures, type TrainingFigures } from './demoFigures';
 import { writeGazes, type DemoGaze } from './demoGaze';
 import { demoPhases, stepsOf, WORDS, type DemoMode, type Phase } from './demoPhases';
 import { PROFILE_NAME } from './profile';
+import { stepNote, type Reporter } from './reporter';
 import { demoConfig, scaledTo, DEMO_SIZES, type DemoSize, type SizeName } from './demoSizes';
 
 export interface DemoOptions {
@@ -32,12 +33,6 @@ export interface DemoOptions {
   /** Gradient dynamics every so many steps, in `<training>/profile.jsonl`. */
   profileEvery?: number;
   signal?: AbortSignal;
-}
-
-/** Hears what the demo does; the library itself prints nothing. */
-export interface DemoReporter {
-  phase(text: string): void;
-  progress(done: number, total: number, note: string): void;
 }
 
 /** One row of the table. */
@@ -98,13 +93,13 @@ export async function prepareRunFolder({ out, resume }: Pick<DemoOptions, 'out' 
  *
  * @throws {LibError} `ERR_ARGUMENT` when the run folder is not empty and `resume` is off.
  */
-export async function runDemo(options: DemoOptions, reporter: DemoReporter): Promise<DemoResult> {
+export async function runDemo(options: DemoOptions, reporter: Reporter): Promise<DemoResult> {
   const base = DEMO_SIZES[options.size];
   return runDemoOf(options.minutes === undefined ? base : scaledTo(base, options.minutes), options, reporter);
 }
 
 /** `runDemo` of any size; `options.size` is its name. */
-export async function runDemoOf(size: DemoSize, options: DemoOptions, reporter: DemoReporter): Promise<DemoResult> {
+export async function runDemoOf(size: DemoSize, options: DemoOptions, reporter: Reporter): Promise<DemoResult> {
   const { out, seed, signal, profileEvery } = options;
   const started = performance.now();
   await prepareRunFolder(options, 'one seed');
@@ -137,7 +132,7 @@ interface Context {
   out: string;
   seed: number;
   size: DemoSize;
-  reporter: DemoReporter;
+  reporter: Reporter;
   seconds: Record<string, number>;
   signal: AbortSignal | undefined;
   profileEvery: number | undefined;
@@ -193,7 +188,7 @@ async function trained(context: Context, phase: Phase, start: () => Promise<Late
         const from = event.step > 0 ? `, from step ${event.step}` : '';
         reporter.phase(`Training ${phase.mode}: ${event.steps} steps of ${size.batchSize} samples${from}`);
       }
-      if (event.type === 'step') reporter.progress(event.metrics.step, stepsOf(phase), noteOf(event.metrics));
+      if (event.type === 'step') reporter.progress(event.metrics.step, stepsOf(phase), stepNote(event.metrics));
     }
   } catch (error) {
     model.dispose();
@@ -201,12 +196,6 @@ async function trained(context: Context, phase: Phase, start: () => Promise<Late
   }
   seconds[phase.folder] = (performance.now() - started) / 1000;
   return { model, folder: latestCheckpoint(checkpointFolder) as string };
-}
-
-function noteOf({ stage, loss, accuracy, srLoss, routedFraction }: StepMetrics): string {
-  const replay = srLoss === undefined ? '' : `  SR loss ${srLoss.toFixed(3)}`;
-  const routing = routedFraction === undefined ? '' : `  routed ${(100 * routedFraction).toFixed(0)} %`;
-  return `${stage}  loss ${loss.toFixed(3)}${replay}  words right ${(100 * accuracy).toFixed(0)} %${routing}`;
 }
 
 async function measured(context: Context, { model, folder }: Trained, phase: Phase, stepsBefore: number): Promise<DemoRow> {

@@ -2,9 +2,10 @@
 import { join } from 'node:path';
 import { fail } from '../errors';
 import { writeJson } from '../model/files';
-import { prepareRunFolder, runDemo, type DemoOptions, type DemoReporter, type DemoResult } from './demo';
+import { prepareRunFolder, runDemo, type DemoOptions, type DemoResult } from './demo';
 import { mean } from './demoFigures';
 import type { DemoMode } from './demoPhases';
+import type { Reporter } from './reporter';
 
 /** Values of the seeds, in their order. */
 export interface Spread {
@@ -34,12 +35,12 @@ export interface DemoSummary {
  *
  * @param run another `runDemo`, for tests.
  */
-export async function runSeeds(options: DemoOptions, count: number, reporter: DemoReporter, run: typeof runDemo = runDemo): Promise<DemoSummary> {
+export async function runSeeds(options: DemoOptions, count: number, reporter: Reporter, run: typeof runDemo = runDemo): Promise<DemoSummary> {
   await prepareRunFolder(options, 'several seeds');
   const results: DemoResult[] = [];
   for (let n = 0; n < count; n++) {
     const seed = options.seed + n;
-    const named: DemoReporter = { ...reporter, phase: (text) => reporter.phase(`Seed ${seed} (${n + 1} of ${count}): ${text}`) };
+    const named: Reporter = { ...reporter, phase: (text) => reporter.phase(`Seed ${seed} (${n + 1} of ${count}): ${text}`) };
     results.push(await run({ ...options, seed, out: join(options.out, `seed-${seed}`) }, named));
   }
   const summary = summaryOf(results);

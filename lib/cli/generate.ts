@@ -2,20 +2,34 @@
 import { accessSync, constants, statSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import type { Evidence, GenerateOptions, GenerateResult } from '../decode';
+import type { DeviceChoice } from '../device';
 import { fail } from '../errors';
 import { LatentModel } from '../latentModel';
 import { writeAtomically, writeJson } from '../model/files';
 import type { Picture, RgbImage } from '../model/image';
-import type { Message } from '../model/processor';
+import type { Message } from '../model/messages';
+import type { StorageDType } from '../native';
 import { gazePicture } from '../report';
 import { interruptSignal } from './interrupt';
+import { progressOn } from './progress';
 
 export interface GenerateArguments {
+  /** Directory of the checkpoint. */
+  model: string;
   image: string[];
+  system?: string;
+  /** 'latent': think in latents; 'explicit': in words alone. Absent: as the checkpoint says. */
+  reasoning?: 'latent' | 'explicit';
   latents?: number;
-  temperature: number;
+  /** Absent: as generation_config.json says. */
+  temperature?: number;
+  topP?: number;
+  topK?: number;
+  repetitionPenalty?: number;
+  maxTokens?: number;
   seed: number;
-  maxTokens: number;
+  device?: DeviceChoice;
+  dtype?: StorageDType | 'auto';
   /** File for the evidence. */
   evidence?: string;
   /** File for the picture of what was looked at. */
@@ -27,12 +41,13 @@ export interface GenerateArguments {
   json: boolean;
 }
 
-/** Options of `generate` that the arguments stand for. */
-export function generateOptions(args: Omit<GenerateArguments, 'image' | 'json'>): Partial<GenerateOptions> {
-  const { temperature, seed, maxTokens, latents, replay, routing, recompute } = args;
+/** Options of `generate` that the arguments stand for: what was not given is not there. */
+export function generateOptions(args: Omit<GenerateArguments, 'model' | 'image' | 'json'>): Partial<GenerateOptions> {
+  const { temperature, topP, topK, repetitionPenalty, maxTokens: maxNewTokens, seed, replay, routing, recompute } = args;
+  const latentSteps = args.reasoning === 'explicit' ? 0 : args.latents;
+  const given = Object.entries({ temperature, topP, topK, repetitionPenalty, maxNewTokens, latentSteps }).filter(([, value]) => value !== undefined);
   return {
-    temperature, seed, maxNewTokens: maxTokens, recompute, evidence: args.evidence !== undefined || args.gaze !== undefined,
-    ...(latents === undefined ? {} : { latentSteps: latents }),
+    ...Object.fromEntries(given), seed, recompute, evidence: args.evidence !== undefined || args.gaze !== undefined,
     ...(replay && routing ? {} : { preset: { ...(replay ? {} : { replay: false }), ...(routing ? {} : { routedLayers: [] }) } }),
   };
 }
@@ -42,11 +57,14 @@ export function generateOptions(args: Omit<GenerateArguments, 'image' | 'json'>)
  *
  * @throws {LibError} `ERR_ARGUMENT` naming the option.
  */
-export function checkArguments({ image, latents, evidence, gaze, replay }: Pick<GenerateArguments, 'image' | 'latents' | 'evidence' | 'gaze' | 'replay'>): void {
+export function checkArguments({ image, reasoning, latents, evidence, gaze, replay }: Pick<GenerateArguments, 'image' | 'reasoning' | 'latents' | 'evidence' | 'gaze' | 'replay'>): void {
+  if (reasoning === 'explicit' && latents !== undefined && latents > 0) fail('ERR_ARGUMENT', 'generate', `Expected --reasoning explicit without latent steps but received --latents ${latents}; leave one of them out`);
+  if (reasoning === 'latent' && latents === 0) fail('ERR_ARGUMENT', 'generate', 'Expected --reasoning latent with at least one latent step but received --latents 0; leave one of them out');
   if (gaze !== undefined) {
     if (!replay) fail('ERR_ARGUMENT', 'generate', 'Expected --gaze without --no-replay, because it shows the replay, but received both; leave one of them out');
     if (image.length === 0) fail('ERR_ARGUMENT', 'generate', 'Expected --gaze together with --image but received no picture');
     if (latents === 0) fail('ERR_ARGUMENT', 'generate', 'Expected --gaze with at least one latent step but received --latents 0');
+    if (reasoning === 'explicit') fail('ERR_ARGUMENT', 'generate', 'Expected --gaze with at least one latent step but received --reasoning explicit');
     if (evidence !== undefined && resolve(evidence) === resolve(gaze)) fail('ERR_ARGUMENT', 'generate', `Expected two files for --evidence and --gaze but received ${gaze} for both`);
   }
   if (evidence !== undefined) checkFile('--evidence', evidence);
@@ -65,21 +83,37 @@ function checkFile(option: string, path: string): void {
   }
 }
 
-/** A checkpoint that looks at nothing again gives no picture. */
-function checkModel({ latentSteps, preset }: LatentModel, { gaze, latents = latentSteps }: GenerateArguments): void {
+/** What the checkpoint cannot do: latents that nobody counted, a picture of what it does not look at. */
+function checkModel({ latentSteps, preset }: LatentModel, { gaze, reasoning, latents = latentSteps }: GenerateArguments): void {
+  if (reasoning === 'latent' && latents === 0) fail('ERR_ARGUMENT', 'generate', 'Expected --reasoning latent with a number of latent steps but received a checkpoint that takes none; add --latents, or train it');
   if (gaze === undefined) return;
   if (!preset.replay) fail('ERR_UNSUPPORTED', 'generate', 'Expected a checkpoint with visual replay for --gaze but received one without; take --evidence, or another checkpoint');
   if (latents === 0) fail('ERR_ARGUMENT', 'generate', 'Expected --gaze with at least one latent step but received a checkpoint that takes none; add --latents');
 }
 
-export async function answer(folder: string, question: string, args: GenerateArguments): Promise<void> {
+/** Loads a checkpoint, with its progress on standard error when that is a terminal. */
+async function load({ model, device, dtype }: GenerateArguments, signal: AbortSignal): Promise<LatentModel> {
+  const progress = process.stderr.isTTY ? progressOn(process.stderr, 'loading') : undefined;
+  const megabytes = (bytes: number): number => Math.ceil(bytes / 1e6);
+  try {
+    return await LatentModel.load(model, {
+      signal, ...(device === undefined ? {} : { device }), ...(dtype === undefined ? {} : { dtype }),
+      ...(progress === undefined ? {} : { onProgress: ({ doneBytes, totalBytes }) => progress.update(megabytes(doneBytes), megabytes(totalBytes), 'MB') }),
+    });
+  } finally {
+    progress?.end();
+  }
+}
+
+export async function answer(question: string, args: GenerateArguments): Promise<void> {
   checkArguments(args);
   const signal = interruptSignal();
-  const model = await LatentModel.load(folder, { signal });
+  const model = await load(args, signal);
   try {
     checkModel(model, args);
     const content: Exclude<Message['content'], string> = [...args.image.map((image) => ({ type: 'image' as const, image })), { type: 'text', text: question }];
-    const { promptIds, pictures } = await model.encodeMessages([{ role: 'user', content }]);
+    const messages: Message[] = [...(args.system === undefined ? [] : [{ role: 'system' as const, content: args.system }]), { role: 'user', content }];
+    const { promptIds, pictures } = await model.encodeMessages(messages);
     for await (const event of model.stream({ promptIds, pictures }, { ...generateOptions(args), signal })) {
       if (event.type === 'latent') continue;
       if (!args.json) process.stdout.write(event.type === 'end' ? `${event.text}\n` : event.text);

@@ -3,15 +3,17 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { join } from 'node:path';
 import { codeOf } from '../errors';
-import { runDemo, type DemoOptions, type DemoReporter } from './demo';
+import { runDemo, type DemoOptions } from './demo';
 import { runSeeds } from './demoSeeds';
 import { doctor } from './doctor';
 import { DEMO_SIZES, type SizeName } from './demoSizes';
 import { demoTable, summaryTable } from './demoTable';
 import { answer } from './generate';
+import { inspect } from './inspect';
 import { interruptSignal, STOPPED } from './interrupt';
 import { profile } from './profile';
-import { progressOn, type Progress } from './progress';
+import { reporterOn } from './reporter';
+import { trainFrom } from './trainCommand';
 
 interface DemoArguments {
   size: SizeName;
@@ -44,24 +46,10 @@ function positive(text: string): number {
   return value;
 }
 
-/** Progress goes to standard error, so that `--json` leaves standard output to the result. */
-function reporterOn(terminal: NodeJS.WriteStream): DemoReporter & { end(): void } {
-  let current: Progress | undefined;
-  const end = (): void => {
-    current?.end();
-    current = undefined;
-  };
-  return {
-    phase(text) {
-      end();
-      terminal.write(`${text}\n`);
-    },
-    progress(done, total, note) {
-      current ??= progressOn(terminal, '');
-      current.update(done, total, note);
-    },
-    end,
-  };
+function notNegative(text: string): number {
+  const value = Number(text);
+  if (text.trim() === '' || !(value >= 0 && Number.isFinite(value))) throw new InvalidArgumentError('Expected a number of at least 0.');
+  return value;
 }
 
 async function demo(args: DemoArguments): Promise<void> {
@@ -110,14 +98,21 @@ export function program(): Command {
     .option('--json', 'print all figures as JSON', false)
     .action(profile);
   command.command('generate')
-    .description('ask a checkpoint folder a question')
-    .argument('<folder>', 'Hugging Face directory of a Qwen2-VL or Qwen2.5-VL model, or one that training wrote')
+    .description('ask a checkpoint a question')
     .argument('<question>', 'text of the question')
-    .option('--image <file...>', 'pictures that come before the question', [])
+    .requiredOption('--model <folder>', 'Hugging Face directory of a model, or one that training wrote')
+    .option('--image <file>', 'picture that comes before the question; give it again for more', (file: string, files: string[]) => [...files, file], [])
+    .option('--system <text>', 'system message')
+    .addOption(new Option('--reasoning <kind>', 'latent, or explicit: words alone (default: as the checkpoint says)').choices(['latent', 'explicit']))
     .option('--latents <number>', 'latent steps before the words (default: as the checkpoint says)', whole)
-    .option('--temperature <number>', '0 takes the likeliest word', Number, 0)
+    .option('--temperature <number>', '0 takes the likeliest word (default, as those below: as generation_config.json says)', notNegative)
+    .option('--top-p <number>', 'share of the probability that is drawn from', positive)
+    .option('--top-k <number>', 'likeliest words that are drawn from; 0: all', whole)
+    .option('--repetition-penalty <number>', 'divides the score of words that were there; 1: off', positive)
+    .option('--max-tokens <number>', 'words at most (without one in generation_config.json: 256)', count)
     .option('--seed <number>', 'of sampled words', whole, 0)
-    .option('--max-tokens <number>', 'words at most', whole, 256)
+    .addOption(new Option('--device <name>', 'where the work is done (default: auto)').choices(['auto', 'cpu', 'cuda']))
+    .addOption(new Option('--dtype <type>', 'storage of the weights (default: auto, bf16 where the files are)').choices(['auto', 'f32', 'bf16']))
     .option('--evidence <file>', 'write what was looked at and which rows went deeper, as JSON')
     .option('--gaze <file>', 'draw what was looked at in the first picture, as PNG')
     .option('--no-replay', 'do not look again at the picture, whatever the checkpoint says')
@@ -125,6 +120,19 @@ export function program(): Command {
     .option('--recompute', 'run the whole sequence again at every step: slow, and the only way for a preset that looks ahead', false)
     .option('--json', 'print ids, text and steps as JSON', false)
     .action(answer);
+  command.command('train')
+    .description('train a checkpoint on records: words first, then latents, as a file of settings says')
+    .requiredOption('--config <file>', 'YAML or JSON; examples/train.yaml explains every key')
+    .option('--out <folder>', 'run folder instead of that of the file')
+    .option('--resume', 'go on with the latest checkpoint of the run folder', false)
+    .option('--json', 'print the result as JSON', false)
+    .action(trainFrom);
+  command.command('inspect')
+    .description('say what a directory holds, what of it is supported, and the memory that it takes; exit code 1 when it cannot be loaded')
+    .argument('<folder>', 'Hugging Face directory of a model, or of an adapter')
+    .option('--context <tokens>', 'length that the memory is said for', count, 4096)
+    .option('--json', 'print it as JSON', false)
+    .action(inspect);
   command.command('doctor')
     .description('say what this machine has, which device is used, what is missing, and what to do')
     .option('--json', 'print it as JSON', false)

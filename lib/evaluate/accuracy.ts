@@ -11,6 +11,9 @@ export interface EvaluationItem extends PromptInput {
   isRight(result: GenerateResult): boolean;
 }
 
+/** Makes an item when its turn comes, so that the pictures of all need not be held at once. */
+export type LazyItem = () => Promise<EvaluationItem>;
+
 export interface Evaluation {
   overall: Share;
   kinds: Record<string, Share>;
@@ -35,29 +38,29 @@ export interface EvaluationOptions extends Partial<GenerateOptions> {
 /**
  * Answers all items greedily (unless the options say otherwise) and counts.
  *
- * @param items read in order, `batchSize` (default 64) at a time.
+ * @param items read in order, `batchSize` (default 64) at a time; functions make theirs then.
  * @throws as `generate`.
  */
-export async function evaluate(model: GenerativeModel<never>, items: readonly EvaluationItem[], options: EvaluationOptions = {}): Promise<Evaluation> {
+export async function evaluate(model: GenerativeModel<never>, items: readonly (EvaluationItem | LazyItem)[], options: EvaluationOptions = {}): Promise<Evaluation> {
   check.array('evaluate', 'items', items);
-  for (const [n, item] of items.entries()) {
-    check.object('evaluate', `item ${n}`, item);
-    check.string('evaluate', `kind of item ${n}`, item.kind);
-    check.callback('evaluate', `isRight of item ${n}`, item.isRight);
-  }
+  items.forEach((item, n) => {
+    if (typeof item !== 'function') checkItem(item, n);
+  });
   check.object('evaluate', 'options', options);
   const { onProgress, ...generation } = options;
   if (onProgress !== undefined) check.callback('evaluate', 'onProgress', onProgress);
   const batchSize = check.integer('evaluate', 'batchSize', generation.batchSize ?? 64, 1);
   const answers: Evaluation['answers'] = [];
+  const kinds: string[] = [];
   let milliseconds = 0;
   for (let first = 0; first < items.length; first += batchSize) {
-    const batch = items.slice(first, first + batchSize);
+    const batch = await Promise.all(items.slice(first, first + batchSize).map(async (item, n) => (typeof item === 'function' ? checkItem(await item(), first + n) : item)));
     const started = performance.now();
     const results = await generate(model, batch.map(({ promptIds, pictures }) => ({ promptIds, pictures })), { ...generation, batchSize });
     milliseconds += performance.now() - started;
     batch.forEach((item, n) => {
       const result = results[n] as GenerateResult;
+      kinds.push(item.kind);
       answers.push({ right: item.isRight(result), result });
     });
     onProgress?.(answers.length, items.length);
@@ -65,8 +68,8 @@ export async function evaluate(model: GenerativeModel<never>, items: readonly Ev
   const mean = (value: (result: GenerateResult) => number): number => answers.reduce((sum, { result }) => sum + value(result), 0) / answers.length;
   return {
     overall: count(answers.map(({ right }) => right)),
-    kinds: Object.fromEntries([...new Set(items.map(({ kind }) => kind))].sort().map((kind) =>
-      [kind, count(answers.filter((_, n) => items[n]?.kind === kind).map(({ right }) => right))])),
+    kinds: Object.fromEntries([...new Set(kinds)].sort().map((kind) =>
+      [kind, count(answers.filter((_, n) => kinds[n] === kind).map(({ right }) => right))])),
     arStepsPerAnswer: mean(({ arSteps }) => arSteps),
     rowsPerAnswer: mean(({ tokenForwards }) => tokenForwards),
     millisecondsPerAnswer: milliseconds / answers.length,
@@ -74,6 +77,13 @@ export async function evaluate(model: GenerativeModel<never>, items: readonly Ev
     cutOff: answers.filter(({ result }) => result.finishReason === 'length').length,
     answers,
   };
+}
+
+function checkItem(item: EvaluationItem, n: number): EvaluationItem {
+  check.object('evaluate', `item ${n}`, item);
+  check.string('evaluate', `kind of item ${n}`, item.kind);
+  check.callback('evaluate', `isRight of item ${n}`, item.isRight);
+  return item;
 }
 
 function count(right: readonly boolean[]): Share {

@@ -1,2 +1,3 @@
 export * from './accuracy';
 export * from './interval';
+export * from './recordItems';

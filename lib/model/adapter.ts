@@ -83,8 +83,6 @@ export function makeAdapter(config: ModelConfig, options: AdapterOptions, base: 
   const candidates = [...adaptableLayers(config)].filter(([name]) => vision || !name.startsWith('visual.'));
   const names = chosen(candidates.map(([name]) => name), options.targets);
   const layers = candidates.filter(([name]) => names.has(name)).map(([target, size]) => Object.freeze({ target, rank, scale: alpha / rank, ...size }));
-  const excess = layers.find((layer) => rank > Math.min(layer.out, layer.in));
-  if (excess !== undefined) fail('ERR_RANGE', OP, `Expected rank to be at most ${Math.min(excess.out, excess.in)}, the smaller side of '${excess.target}', but received ${rank}. Take a smaller rank, or leave that layer out of targets.`);
   return Object.freeze({ rank, alpha, dropout, layers: Object.freeze(layers), base, source: Object.freeze({}) });
 }
 

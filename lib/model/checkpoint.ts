@@ -128,7 +128,7 @@ async function findTensors(directory: string): Promise<Map<string, Found>> {
 }
 
 /** Weight files and, when sharded, the names that each should hold. One file wins over shards, as in transformers. */
-async function shardFiles(directory: string): Promise<Map<string, string[] | undefined>> {
+export async function shardFiles(directory: string): Promise<Map<string, string[] | undefined>> {
   if (await exists(join(directory, SINGLE))) return new Map([[SINGLE, undefined]]);
   const index = await readJson(join(directory, INDEX));
   if (index === undefined) return fail('ERR_CHECKPOINT', 'load', `Expected ${SINGLE} or ${INDEX} in ${directory} but received neither. Download the weights, or convert them to safetensors.`);
@@ -137,7 +137,7 @@ async function shardFiles(directory: string): Promise<Map<string, string[] | und
   const shards = new Map<string, string[]>();
   for (const [name, file] of Object.entries(map)) {
     // Only plain names: an index from a stranger must not point out of the directory.
-    if (typeof file !== 'string' || !/^[^/\\]+\.safetensors$/.test(file)) return fail('ERR_CHECKPOINT', 'load', `Expected the file of '${name}' in ${INDEX} to be the name of a .safetensors file beside it but received ${JSON.stringify(file)?.slice(0, 120)}. Download the file again.`);
+    if (typeof file !== 'string' || !/^[^/\\]+\.safetensors$/.test(file)) return fail('ERR_CHECKPOINT', 'load', `Expected the file of '${name}' in ${INDEX} to be the name of a .safetensors file beside it but received ${check.brief(file, 120)}. Download the file again.`);
     const names = shards.get(file) ?? [];
     names.push(name);
     shards.set(file, names);

@@ -72,7 +72,11 @@ export async function readText(path: string): Promise<string | undefined> {
 
 /** A parsed JSON file, or undefined when there is no such file. */
 export async function readJson(path: string): Promise<unknown> {
-  const text = await readText(path);
+  return parseJson(await readText(path), path);
+}
+
+/** The value of a JSON text; undefined stays undefined. @param path of the file, for the message. */
+export function parseJson(text: string | undefined, path: string): unknown {
   if (text === undefined) return undefined;
   try {
     return JSON.parse(text) as unknown;

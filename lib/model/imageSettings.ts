@@ -14,6 +14,15 @@ export interface ImageSettings {
   readonly source: JsonObject;
 }
 
+/** How the frames of a video become pixels, beside what holds for pictures. */
+export interface VideoSettings {
+  /** Bounds of a resized frame's height * width. */
+  readonly minPixels: number;
+  readonly maxPixels: number;
+  /** Merged patches that a whole video may take, if its frames were single images. */
+  readonly tokens: number;
+}
+
 const OP = 'config';
 const FILE = 'preprocessor_config.json';
 /** Pillow's number of the bicubic filter. */
@@ -44,6 +53,30 @@ export function parseImageSettings(raw: unknown, vision: VisionConfig): ImageSet
   const std = file.numbers('image_std', IMAGE_STD, 3);
   if (std.some((v) => v <= 0)) file.wrong('image_std', 'three numbers above 0', 'Pixels are divided by it.');
   return Object.freeze({ minPixels, maxPixels, mean, std, source: raw });
+}
+
+const VIDEO_FILE = 'video_preprocessor_config.json';
+/** Of qwen_vl_utils and of transformers' Qwen2VLVideoProcessor: bounds of a frame, and the tokens of a context that a video is cut to. */
+const VIDEO_MIN_PIXELS = 128 * 28 * 28;
+const VIDEO_MAX_PIXELS = 768 * 28 * 28;
+const VIDEO_TOKENS = 128_000;
+/** Share of that context which the video may fill. */
+const VIDEO_SHARE = 0.9;
+
+/**
+ * Reads a parsed video_preprocessor_config.json. Without one the bounds are those of qwen_vl_utils: preprocessor_config.json of the hub
+ * allows frames of 12.8 million pixels.
+ *
+ * @throws {LibError} `ERR_CHECKPOINT` naming the key.
+ */
+export function parseVideoSettings(raw: unknown): VideoSettings {
+  if (raw !== undefined && !isObject(raw)) return fail('ERR_CHECKPOINT', OP, `Expected ${VIDEO_FILE} to hold an object. Take the file from the model's own repository.`);
+  const file: JsonReader = new JsonReader(OP, VIDEO_FILE, raw ?? {});
+  const size: JsonReader = file.child('size');
+  const minPixels = file.integer('min_pixels', size.integer('shortest_edge', VIDEO_MIN_PIXELS, 1, 2 ** 31), 1, 2 ** 31);
+  const maxPixels = file.integer('max_pixels', size.integer('longest_edge', VIDEO_MAX_PIXELS, 1, 2 ** 31), 1, 2 ** 31);
+  if (minPixels > maxPixels) file.wrong('min_pixels', `at most max_pixels = ${maxPixels}`, 'Correct the file.');
+  return Object.freeze({ minPixels, maxPixels, tokens: VIDEO_SHARE * file.integer('max_video_tokens', VIDEO_TOKENS, 1, 2 ** 31) });
 }
 
 /** preprocessor_config.json for saving. */

@@ -1,6 +1,6 @@
 /** Reads checked values out of a parsed JSON file; every complaint names the file and the key. */
 import { fail } from '../errors';
-import { show } from '../check';
+import { brief, show } from '../check';
 
 export type JsonObject = Readonly<Record<string, unknown>>;
 
@@ -30,12 +30,12 @@ export class JsonReader {
   /** Throws ERR_CHECKPOINT: which key, what is expected, what is there, what to do. */
   wrong(key: string, expected: string, remedy: string): never {
     const value = own(this.object, key);
-    const received = value === undefined ? 'nothing' : Array.isArray(value) ? JSON.stringify(value).slice(0, 80) : show(value);
+    const received = value === undefined ? 'nothing' : Array.isArray(value) ? brief(value, 80) : show(value);
     return fail('ERR_CHECKPOINT', this.op, `Expected ${this.prefix}${key} in ${this.file} to be ${expected} but received ${received}. ${remedy}`);
   }
 
   unsupported(key: string, why: string): never {
-    return fail('ERR_UNSUPPORTED', this.op, `Expected ${this.prefix}${key} in ${this.file} to be something supported but received ${JSON.stringify(own(this.object, key))?.slice(0, 80)}: ${why}`);
+    return fail('ERR_UNSUPPORTED', this.op, `Expected ${this.prefix}${key} in ${this.file} to be something supported but received ${brief(own(this.object, key), 80)}: ${why}`);
   }
 
   integer(key: string, fallback: number | undefined, min: number, max: number): number {

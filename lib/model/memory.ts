@@ -62,19 +62,32 @@ export function requireMemory(op: string, what: string, config: ModelConfig, dty
   return estimate;
 }
 
+export interface TrainingMemory {
+  /** Parameters that are trainable now. */
+  trainable: number;
+  weightBytes: number;
+  /** Gradients, two moments and, of a bf16 model, f32 masters of what is trainable. */
+  stateBytes: number;
+}
+
+export function trainingMemory(model: NativeModel): TrainingMemory {
+  const parameters = model.parameters();
+  const trainable = parameters.reduce((total, { shape, trainable }) => total + (trainable ? sizeOf(shape) : 0), 0);
+  const hasMasters = parameters.some(({ dtype, trainable }) => trainable && dtype === 'bf16');
+  const weightBytes = parameters.reduce((total, { shape, dtype }) => total + (dtype === 'bf16' ? 2 : 4) * sizeOf(shape), 0);
+  return { trainable, weightBytes, stateBytes: (hasMasters ? 16 : 12) * trainable };
+}
+
 /**
  * Refuses a training whose gradients, moments and master copies do not fit: those of the parameters that are trainable now.
  *
  * @throws {LibError} `ERR_OUT_OF_MEMORY` with both figures and what can be done.
  */
 export function requireTrainingMemory(op: string, model: NativeModel, limit: number = availableMemory()): void {
-  const parameters = model.parameters();
-  const sum = (bytes: number): number => parameters.reduce((total, { shape, trainable }) => total + (trainable ? bytes * sizeOf(shape) : 0), 0);
-  const weights = parameters.reduce((total, { shape, dtype }) => total + (dtype === 'bf16' ? 2 : 4) * sizeOf(shape), 0);
-  const state = parameters.some(({ dtype, trainable }) => trainable && dtype === 'bf16') ? sum(16) : sum(12);
-  const needed = weights + state - model.bytes();   // about nothing when training was enabled before
+  const { trainable, weightBytes, stateBytes } = trainingMemory(model);
+  const needed = weightBytes + stateBytes - model.bytes();   // about nothing when training was enabled before
   if (needed > limit) {
-    fail('ERR_OUT_OF_MEMORY', op, `Expected ${gigabytes(needed)} of memory for gradients and optimiser state of ${(sum(1) / 1e6).toFixed(1)} million trainable parameters `
+    fail('ERR_OUT_OF_MEMORY', op, `Expected ${gigabytes(needed)} of memory for gradients and optimiser state of ${(trainable / 1e6).toFixed(1)} million trainable parameters `
       + `but received ${gigabytes(limit)}. Close other programs, take a smaller model, or set maxMemoryBytes to go ahead all the same.`);
   }
 }
@@ -89,6 +102,6 @@ export function requireMergeMemory(op: string, adapter: Adapter, dtype: StorageD
   if (needed > limit) fail('ERR_OUT_OF_MEMORY', op, `Expected ${gigabytes(needed)} of memory for a copy of the ${adapter.layers.length} matrices that are changed but received ${gigabytes(limit)}. Close other programs, or merge with keepBase: false, which keeps no copy.`);
 }
 
-function gigabytes(bytes: number): string {
+export function gigabytes(bytes: number): string {
   return bytes < 1e8 ? `${(bytes / 1e6).toFixed(2)} MB` : `${(bytes / 1e9).toFixed(2)} GB`;
 }

@@ -9,7 +9,7 @@ import { fail } from '../errors';
 import { ROW_KIND, type NativePass, type NativePictures } from '../native';
 import type { ModelGeometry } from './config';
 import type { Picture } from './image';
-import { mropePositions } from './positions';
+import { mropePositions, type Positions } from './positions';
 import type { Preset } from './preset';
 import type { RowClass } from './rowClass';
 
@@ -86,9 +86,7 @@ export function appendWords(cursor: SequenceCursor, words: ArrayLike<number>, cl
 export function appendPrompt(cursor: SequenceCursor, prompt: PromptInput, geometry: ModelGeometry, positionIds: Preset['positions'], firstVisualRow: number): number {
   const { promptIds } = prompt;
   const isPictureToken = (id: number): boolean => id === geometry.imageToken || id === geometry.videoToken;
-  const { positions, delta } = mropePositions(
-    promptIds, prompt.pictures.map((picture) => gridOf(picture, geometry)), geometry, prompt.pictures.map(({ secondsPerGrid }) => secondsPerGrid),
-  );
+  const { positions, delta } = promptPositions(prompt, geometry);
   const isSequential = positionIds === 'sequential';
   let visual = firstVisualRow;
   for (let i = 0; i < promptIds.length; i++) {
@@ -141,8 +139,13 @@ function gridOf(picture: Picture, geometry: ModelGeometry): [number, number, num
   return [Math.ceil(picture.frames / geometry.temporal), picture.height / geometry.patch, picture.width / geometry.patch];
 }
 
+/** M-RoPE ids of a prompt. */
+export function promptPositions({ promptIds, pictures }: PromptInput, geometry: ModelGeometry): Positions {
+  return mropePositions(promptIds, pictures.map((picture) => gridOf(picture, geometry)), geometry, pictures.map(({ secondsPerGrid }) => secondsPerGrid));
+}
+
 /** Visual rows that the tower makes of a picture. */
-function visualRowsOf(picture: Picture, geometry: ModelGeometry): number {
+export function visualRowsOf(picture: Picture, geometry: ModelGeometry): number {
   const [time, height, width] = gridOf(picture, geometry);
   return (time * height * width) / geometry.merge ** 2;
 }

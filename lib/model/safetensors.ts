@@ -113,7 +113,7 @@ function checkMetadata(path: string, entry: unknown): Record<string, string> {
 }
 
 function checkEntry(path: string, name: string, entry: unknown, start: number): TensorEntry {
-  const wrong = (expected: string, received: unknown): never => damaged(path, `tensor '${name.slice(0, 200)}' to have ${expected}`, `${JSON.stringify(received)}`.slice(0, 120));
+  const wrong = (expected: string, received: unknown): never => damaged(path, `tensor '${name.slice(0, 200)}' to have ${expected}`, check.brief(received, 120));
   if (!isObject(entry)) return wrong('an object with dtype, shape and data_offsets', entry);
   const { dtype, shape, data_offsets: offsets } = entry;
   if (typeof dtype !== 'string' || !Object.hasOwn(DTYPE_BYTES, dtype)) return wrong(`a dtype among ${Object.keys(DTYPE_BYTES).join(', ')}`, dtype);

@@ -1,15 +1,17 @@
 /** tokenizer.json and the chat template of a checkpoint, through Hugging Face's own JavaScript packages. */
 import type { Tokenizer as HubTokenizer } from '@huggingface/tokenizers';
 import type { Template as HubTemplate } from '@huggingface/jinja';
-import { fail } from '../errors';
+import { LibError, fail } from '../errors';
 import type { CompanionFiles } from './checkpoint';
 import { isObject, own, type JsonObject } from './jsonReader';
+import { renderTemplate } from './templateProcess';
+import { checkLength, checkTokenizerFile, timeFor, within } from './untrusted';
 
 /** A message as a chat template sees it: parts have a type, and a text where it is 'text'. */
 export interface TemplateMessage {
   role: string;
   name?: string;
-  content: string | readonly ({ type: 'text'; text: string } | { type: 'image' })[];
+  content: string | readonly ({ type: 'text'; text: string } | { type: 'image' | 'video' })[];
 }
 
 export interface Tokenizer {
@@ -20,33 +22,41 @@ export interface Tokenizer {
   idOf(token: string): number | undefined;
 }
 
-export type ChatTemplate = (messages: readonly TemplateMessage[], addGenerationPrompt: boolean) => string;
+/** Renders in a process of its own: a template is a program. @throws {LibError} `ERR_ARGUMENT` when it refuses the messages, `ERR_CHECKPOINT`. */
+export type ChatTemplate = (messages: readonly TemplateMessage[], addGenerationPrompt: boolean, addVisionId?: boolean) => Promise<string>;
 
-/** Undefined when the checkpoint has no tokenizer.json. */
+/** Those of Qwen2-VL have 1,000 characters, the longest in use some 20,000. */
+const MAX_TEMPLATE = 1 << 18;
+const PARSE_MS = 1000;
+
+/**
+ * Undefined when the checkpoint has no tokenizer.json. What a stranger's file can cost is bounded: see `untrusted.ts`.
+ *
+ * @throws {LibError} `ERR_CHECKPOINT`; its functions too, and `ERR_RANGE` for a text that is too long.
+ */
 export function makeTokenizer(files: CompanionFiles): Tokenizer | undefined {
   const source = files.get('tokenizer.json');
   if (source === undefined) return undefined;
   const { Tokenizer: Hub } = require('@huggingface/tokenizers') as { Tokenizer: typeof HubTokenizer };
   const config = parse(files, 'tokenizer_config.json') ?? {};
   const json = withAddedTokens(parse(files, 'tokenizer.json') as JsonObject, config);
-  let hub: HubTokenizer;
-  try {
-    hub = new Hub(json, config);
-  } catch (error) {
-    return fail('ERR_CHECKPOINT', 'tokenizer', `Expected a tokenizer.json that can be read but received: ${(error as Error).message.slice(0, 200)}. Download it again, or save it with a recent version of tokenizers.`, { cause: error });
-  }
+  const trusted = checkTokenizerFile(json);
+  const doing = <T>(what: string, length: number, work: () => T): T => {
+    const limit = timeFor(length);
+    try {
+      return trusted ? work() : within(limit, `a tokenizer.json that ${what}`, work);
+    } catch (error) {
+      if (error instanceof LibError) throw error;
+      return fail('ERR_CHECKPOINT', 'tokenizer', `Expected a tokenizer.json that ${what} but received: ${String((error as Error | null)?.message).slice(0, 200)}. Download it again, or save it with a recent version of tokenizers.`, { cause: error });
+    }
+  };
+  const hub = doing('can be read', 0, () => new Hub(json, config));
   const silent = new Set([...hub.get_added_tokens_decoder()].filter(([, token]) => token.special).map(([id]) => id));
   return {
-    encode(text) {
-      try {
-        return text === '' ? [] : hub.encode(text, { add_special_tokens: false }).ids;
-      } catch (error) {
-        return fail('ERR_CHECKPOINT', 'tokenizer', `Expected a tokenizer.json that encodes text but received: ${(error as Error).message.slice(0, 200)}. Download it again.`, { cause: error });
-      }
-    },
+    encode: (text) => (text === '' ? [] : doing('encodes text', text.length, () => hub.encode(text, { add_special_tokens: false }).ids)),
     decode(ids) {
       const known = ids.filter((id) => !silent.has(id) && hub.id_to_token(id) !== undefined);
-      return known.length === 0 ? '' : hub.decode(known, { clean_up_tokenization_spaces: false });
+      return known.length === 0 ? '' : doing('decodes ids', known.length, () => hub.decode(known, { clean_up_tokenization_spaces: false }));
     },
     idOf: (token) => hub.token_to_id(token),
   };
@@ -67,6 +77,7 @@ function withAddedTokens(json: JsonObject, config: JsonObject): JsonObject {
 function parse(files: CompanionFiles, name: string): JsonObject | undefined {
   const text = files.get(name);
   if (text === undefined) return undefined;
+  checkLength(name, text);
   try {
     const value: unknown = JSON.parse(text);
     if (isObject(value)) return value;
@@ -83,21 +94,16 @@ export function makeChatTemplate(files: CompanionFiles): ChatTemplate | undefine
   const text = Array.isArray(source) ? defaultTemplate(source) : source;
   if (text === undefined) return undefined;
   if (typeof text !== 'string') return fail('ERR_CHECKPOINT', 'chatTemplate', 'Expected chat_template to be a string or a list with a default but received something else. Correct tokenizer_config.json.');
+  if (text.length > MAX_TEMPLATE) return fail('ERR_CHECKPOINT', 'chatTemplate', `Expected a chat template of at most ${MAX_TEMPLATE} characters but received ${text.length}. Correct the checkpoint's chat template.`);
   const { Template } = require('@huggingface/jinja') as { Template: typeof HubTemplate };
-  let template: HubTemplate;
   try {
-    template = new Template(text);
+    within(PARSE_MS, 'a chat template that can be parsed', () => new Template(text));
   } catch (error) {
+    if (error instanceof LibError) throw error;
     return fail('ERR_CHECKPOINT', 'chatTemplate', `Expected a chat template in Jinja but received: ${(error as Error).message.slice(0, 200)}. Correct the checkpoint's chat template.`, { cause: error });
   }
   const tokens = namedTokens(config);
-  return (messages, addGenerationPrompt) => {
-    try {
-      return template.render({ ...tokens, messages, add_generation_prompt: addGenerationPrompt });
-    } catch (error) {
-      return fail('ERR_ARGUMENT', 'chatTemplate', `Expected messages that the checkpoint's chat template accepts but received: ${(error as Error).message.slice(0, 200)}`, { cause: error });
-    }
-  };
+  return (messages, addGenerationPrompt, addVisionId = false) => renderTemplate(text, { ...tokens, messages, add_generation_prompt: addGenerationPrompt, add_vision_id: addVisionId });
 }
 
 function defaultTemplate(list: readonly unknown[]): unknown {

@@ -9,6 +9,7 @@ export {
   type GradientProfile, type ProfileGroup, type ProfileHead, type ProfileSamples, type ProfileStep,
 } from './profileFormat';
 export { PROFILE_COLUMNS, PROFILE_QUANTILES, type StatisticsRow } from './profileStatistics';
+export { recordAnswer, recordData, recordPrompts, type RecordModel, type RecordOptions } from './recordData';
 export { learningRate, type Schedule } from './schedule';
 export { chooseTrainable, type TrainableChoice } from './trainable';
 export { DEFAULT_TRAINING, type SampleContext, type TrainArguments, type TrainingData, type TrainingSample, type TrainOptions } from './trainOptions';

@@ -181,9 +181,9 @@ void Parameters::initialize(const Parameter& p, const std::string& kind, float s
 }
 
 Weight Parameters::weight(const std::string& name) const {
-  Weight w = own_weight(find(name));
-  w.rows = 0;
-  for (const Parameter* part : parts(name)) w.rows += part->shape[0];
+  const size_t first = index_.at(find(name).name);
+  Weight w = own_weight(list_[first]);
+  for (size_t i = first + 1; i < list_.size() && list_[i].joined; ++i) w.rows += list_[i].shape[0];
   return w;
 }
 

@@ -1,6 +1,5 @@
 #include "bind_model.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "../model/gradient_spectra.h"
@@ -13,11 +12,8 @@ namespace plumbline {
 namespace {
 
 constexpr napi_type_tag kModelTag{0x2f7be61c94d04a85, 0xb3e05d1877c96f42};
-constexpr Slot kSlots[] = {Slot::value, Slot::gradient, Slot::first, Slot::second, Slot::master};
 constexpr int64_t kMaxStep = int64_t{1} << 40;
 constexpr double kMaxBeta = 1 - 1e-9;  // at 1 the bias correction divides by zero
-
-Slot read_slot(const Argument& argument) { return kSlots[argument.choice({"value", "gradient", "first", "second", "master"})]; }
 
 }  // namespace
 
@@ -136,93 +132,18 @@ Napi::Value ModelBinding::load_file(const Napi::CallbackInfo& info) {
       tensor.name = parameter.name;
       tensor.kind = kinds[kind];
       tensor.offset = item.field("offset").integer(0, kMaxSafeInteger);
-      const int64_t bytes = parameter.size * (kind == 0 ? 4 : 2);
+      const Argument first = item.field("first");
+      const bool is_part = !first.absent();
+      tensor.first = is_part ? first.integer(0, parameter.size) : 0;
+      const int64_t width = kind == 0 ? 4 : 2, bytes = (parameter.size - tensor.first) * width;
       tensor.bytes = item.field("bytes").integer(0, kMaxSafeInteger);
-      require(tensor.bytes == bytes, "ERR_CHECKPOINT",
-              "[loadFile] Expected '" + tensor.name + "' to have " + std::to_string(bytes) + " bytes but received " + std::to_string(tensor.bytes));
+      require(tensor.bytes == bytes || (is_part && tensor.bytes < bytes && tensor.bytes % width == 0), "ERR_CHECKPOINT",
+              "[loadFile] Expected '" + tensor.name + "' to have " + (is_part ? "at most " : "") + std::to_string(bytes) + " bytes but received " + std::to_string(tensor.bytes));
       tensors.push_back(std::move(tensor));
     }
     const auto token = read_token(arguments.at(2, "token"));
     return submit(info.Env(), "loadFile", token, [path, tensors = std::move(tensors), cpu = environment_->cpu()](Model& model, const CancelFlag& flag) {
       load_tensors(path, tensors, model.parameters, cpu->pool(), flag);
-      return reply_nothing();
-    });
-  });
-}
-
-Napi::Value ModelBinding::read_parameter(const Napi::CallbackInfo& info) {
-  return promised(info.Env(), [&] {
-    const Arguments arguments("readParameter", info);
-    living("readParameter");
-    const std::string name = info_of(arguments.at(0, "name")).name;
-    const Slot slot = read_slot(arguments.at(1, "slot"));
-    return submit(info.Env(), "readParameter", nullptr, [name, slot](Model& model, const CancelFlag&) {
-      const Parameter& parameter = model.parameters.find(name);
-      std::vector<float> values(static_cast<size_t>(parameter.size));
-      model.parameters.read(parameter, slot, values.data());
-      return reply_array(std::move(values));
-    });
-  });
-}
-
-Napi::Value ModelBinding::read_parameter_bf16(const Napi::CallbackInfo& info) {
-  return promised(info.Env(), [&] {
-    living("readParameterBf16");
-    const std::string name = info_of(Argument("readParameterBf16", "name", info[0])).name;
-    return submit(info.Env(), "readParameterBf16", nullptr, [name](Model& model, const CancelFlag&) {
-      const Parameter& parameter = model.parameters.find(name);
-      std::vector<uint16_t> values(static_cast<size_t>(parameter.size));
-      model.parameters.read_raw_bf16(parameter, values.data());
-      return reply_array(std::move(values));
-    });
-  });
-}
-
-Napi::Value ModelBinding::read_merged(const Napi::CallbackInfo& info) {
-  return promised(info.Env(), [&] {
-    const Arguments arguments("readMerged", info);
-    living("readMerged");
-    const std::string name = info_of(arguments.at(0, "name")).name;
-    const bool is_bf16 = arguments.at(1, "dtype").choice({"f32", "bf16"}) == 1;
-    return submit(info.Env(), "readMerged", nullptr, [name, is_bf16](Model& model, const CancelFlag&) {
-      std::vector<float> values = model.adapters.merged_value(model.parameters.find(name));
-      if (!is_bf16) return reply_array(std::move(values));
-      std::vector<uint16_t> bits(values.size());
-      std::transform(values.begin(), values.end(), bits.begin(), float_to_bf16);
-      return reply_array(std::move(bits));
-    });
-  });
-}
-
-Napi::Value ModelBinding::merge_adapters(const Napi::CallbackInfo& info) {
-  return promised(info.Env(), [&] {
-    living("mergeAdapters");
-    const bool keep_base = Argument("mergeAdapters", "keepBase", info[0]).boolean();
-    return submit(info.Env(), "mergeAdapters", nullptr, [keep_base](Model& model, const CancelFlag&) {
-      model.adapters.merge(keep_base);
-      return reply_nothing();
-    });
-  });
-}
-
-Napi::Value ModelBinding::unmerge_adapters(const Napi::CallbackInfo& info) {
-  return promised(info.Env(), [&] {
-    return submit(info.Env(), "unmergeAdapters", nullptr, [](Model& model, const CancelFlag&) {
-      model.adapters.unmerge();
-      return reply_nothing();
-    });
-  });
-}
-
-Napi::Value ModelBinding::write_parameter(const Napi::CallbackInfo& info) {
-  return promised(info.Env(), [&] {
-    const Arguments arguments("writeParameter", info);
-    living("writeParameter");
-    const Info& parameter = info_of(arguments.at(0, "name"));
-    const Slot slot = read_slot(arguments.at(1, "slot"));
-    std::vector<float> values = arguments.at(2, "data").f32(parameter.size);
-    return submit(info.Env(), "writeParameter", nullptr, [name = parameter.name, slot, values = std::move(values)](Model& model, const CancelFlag&) {
-      model.parameters.write(model.parameters.find(name), slot, values.data());
       return reply_nothing();
     });
   });

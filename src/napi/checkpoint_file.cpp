@@ -60,7 +60,7 @@ void read_tensor(const SourceFile& file, const FileTensor& tensor, ThreadPool& p
   std::vector<char> staged;
   for (int64_t done = 0; done < tensor.bytes; done += kPiece) {
     const int64_t piece = std::min(kPiece, tensor.bytes - done);
-    char* to = static_cast<char*>(parameters.place(parameter, tensor.kind, done / width));
+    char* to = static_cast<char*>(parameters.place(parameter, tensor.kind, tensor.first + done / width));
     if (to == nullptr) {
       staged.resize(static_cast<size_t>(std::min(kPiece, tensor.bytes)));
       to = staged.data();
@@ -69,7 +69,7 @@ void read_tensor(const SourceFile& file, const FileTensor& tensor, ThreadPool& p
       const int64_t start = slice * kSlice;
       file.read(tensor.name, tensor.offset + done + start, std::min(kSlice, piece - start), to + start);
     });
-    parameters.write_raw(parameter, tensor.kind, done / width, piece / width, to);
+    parameters.write_raw(parameter, tensor.kind, tensor.first + done / width, piece / width, to);
   }
 }
 

@@ -16,6 +16,7 @@ namespace plumbline {
 struct FileTensor {
   std::string name, kind;  // "F32" | "F16" | "BF16"
   int64_t offset, bytes;   // from the start of the file
+  int64_t first = 0;       // element of the parameter where they go
 };
 
 // Queue thread. Throws ERR_CHECKPOINT naming the tensor; polls the flag between slices of 512 KiB. Values that are read before it

@@ -255,6 +255,13 @@ describe('Model', () => {
     writeFileSync(path, new Float32Array(18).fill(2));
     await model.loadFile(path, [tensor]);
     expect(await model.readParameter('model.norm.weight', 'value')).toEqual(new Float32Array(16).fill(2));
+    writeFileSync(path, Float32Array.of(5, 6, 7));
+    const part = { ...tensor, offset: 0, bytes: 12 };
+    await model.loadFile(path, [{ ...part, first: 13 }]);
+    expect(await model.readParameter('model.norm.weight', 'value')).toEqual(Float32Array.of(...new Array<number>(13).fill(2), 5, 6, 7));
+    await expectRejection(model.loadFile(path, [{ ...part, first: 14 }]), 'ERR_CHECKPOINT', "[loadFile] Expected 'model.norm.weight' to have at most 8 bytes but received 12");
+    await expectRejection(model.loadFile(path, [{ ...part, first: 0, bytes: 11 }]), 'ERR_CHECKPOINT', "[loadFile] Expected 'model.norm.weight' to have at most 64 bytes but received 11");
+    await expectRejection(model.loadFile(path, [{ ...part, first: 17 }]), 'ERR_RANGE', '[loadFile] Expected tensors[0].first to be an integer from 0 to 16 but received 17');
     rmSync(folder, { recursive: true });
   });
 });

@@ -1,5 +1,5 @@
 /** `plumbline generate`: what its options mean, and what is refused. */
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import sharp from 'sharp';
@@ -12,7 +12,7 @@ import { LatentModel } from '../../lib/latentModel';
 import { newConfig } from '../../lib/model/config';
 import type { PresetChanges } from '../../lib/model/preset';
 
-const PLAIN = { temperature: 0, seed: 0, maxTokens: 9, replay: true, routing: true, recompute: false };
+const PLAIN = { seed: 0, replay: true, routing: true, recompute: false };
 
 const SIGNALS = ['SIGINT', 'SIGTERM'] as const;
 
@@ -23,13 +23,14 @@ beforeAll(async () => {
   image = join(folder, 'grid.png');
   await writePicturePng(sampleAt({ seed: 1, rows: 3, columns: 3 }, 0).picture, image);
   writeDigitGridTokenizer(join(folder, 'tokenizer'));
-  const save = async (name: string, preset: PresetChanges): Promise<void> => {
+  const save = async (name: string, preset: PresetChanges, latentSteps?: number): Promise<void> => {
     const config = demoConfig(DEMO_SIZES.small);
     using model = await LatentModel.create(newConfig(config), { processor: join(folder, 'tokenizer'), latentSteps: 2, preset });
-    await model.save(join(folder, name));
+    await model.save(join(folder, name), latentSteps === undefined ? {} : { latentSteps });
   };
   await save('both', { name: 'default', patches: 2, window: 2 });
   await save('plain', { name: 'default', replay: false, routedLayers: [] });
+  await save('none', { name: 'default', replay: false, routedLayers: [] }, 0);
   await save('topk', { name: 'default', patches: 2, window: 2, rule: 'topk' });
 });
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -61,27 +62,40 @@ describe('options', () => {
     ['--no-routing', { routing: false }, { recompute: false, evidence: false, preset: { routedLayers: [] } }],
     ['both', { replay: false, routing: false }, { recompute: false, evidence: false, preset: { replay: false, routedLayers: [] } }],
     ['--recompute', { recompute: true }, { recompute: true, evidence: false }],
+    ['--reasoning explicit', { reasoning: 'explicit' as const }, { recompute: false, evidence: false, latentSteps: 0 }],
+    ['sampling', { temperature: 0, topP: 0.5, topK: 3, repetitionPenalty: 1.1, maxTokens: 9 }, { recompute: false, evidence: false, temperature: 0, topP: 0.5, topK: 3, repetitionPenalty: 1.1, maxNewTokens: 9 }],
     ['--latents', { latents: 0 }, { recompute: false, evidence: false, latentSteps: 0 }],
-  ])('%s', (_, args, options) => expect(generateOptions({ ...PLAIN, ...args })).toEqual({ temperature: 0, seed: 0, maxNewTokens: 9, ...options }));
+  ])('%s', (_, args, options) => expect(generateOptions({ ...PLAIN, ...args })).toEqual({ seed: 0, ...options }));
 
   test('evidence and picture are written, and are not in the printed result', async () => {
     const [evidenceFile, gazeFile] = [join(folder, 'evidence.json'), join(folder, 'gaze.png')];
-    const printed = JSON.parse(await run(join(folder, 'both'), 'sum of row 2', '--image', image, image, '--max-tokens', '3', '--evidence', evidenceFile, '--gaze', gazeFile, '--json')) as object;
+    const printed = JSON.parse(await run('--model', join(folder, 'both'), 'sum of row 2', '--image', image, '--image', image, '--max-tokens', '3', '--evidence', evidenceFile, '--gaze', gazeFile, '--json')) as object;
     expect(Object.keys(printed).sort()).toEqual(['arSteps', 'finishReason', 'ids', 'latentSteps', 'text', 'tokenForwards']);
     const evidence = JSON.parse(readFileSync(evidenceFile, 'utf8')) as Evidence;
     expect([evidence.version, evidence.images.length, evidence.steps.length, evidence.steps[0]?.replayed.length]).toEqual([1, 2, 2, 2]);
     expect(evidence.routing.map(({ layer }) => layer)).toEqual(expect.arrayContaining([1, 3]));
     expect(await sharp(gazeFile).metadata()).toMatchObject({ format: 'png', width: 900 });
   });
+  test('words stream to the terminal; the system message, the picture and the file\'s own sampling count', async () => {
+    const args = ['--model', join(folder, 'plain'), '--image', image, 'sum of row 2', '--max-tokens', '4', '--dtype', 'f32', '--device', 'cpu'];
+    const result = JSON.parse(await run(...args, '--json', '--reasoning', 'latent')) as { ids: number[]; text: string; latentSteps: number; tokenForwards: number };
+    expect([result.latentSteps, result.ids.length]).toEqual([2, 4]);
+    expect(await run(...args, '--reasoning', 'latent')).toBe(`${result.text}\n`);
+    expect(JSON.parse(await run(...args, '--json', '--reasoning', 'explicit'))).toMatchObject({ latentSteps: 0 });
+    const system = JSON.parse(await run(...args, '--json', '--system', 'row')) as typeof result;
+    expect(system.tokenForwards).toBeGreaterThan(result.tokenForwards);
+    writeFileSync(join(folder, 'plain', 'generation_config.json'), JSON.stringify({ ...JSON.parse(readFileSync(join(folder, 'plain', 'generation_config.json'), 'utf8')) as object, max_new_tokens: 2 }));
+    expect((JSON.parse(await run(...args.slice(0, 5), '--json')) as typeof result).ids.length).toBeLessThanOrEqual(2);
+  });
   test('switches off what the checkpoint has', async () => {
     const [both, without] = [join(folder, 'with.json'), join(folder, 'without.json')];
-    await run(join(folder, 'both'), 'sum of row 2', '--image', image, '--max-tokens', '2', '--evidence', both);
-    await run(join(folder, 'both'), 'sum of row 2', '--image', image, '--max-tokens', '2', '--evidence', without, '--no-replay', '--no-routing');
+    await run('--model', join(folder, 'both'), 'sum of row 2', '--image', image, '--max-tokens', '2', '--evidence', both);
+    await run('--model', join(folder, 'both'), 'sum of row 2', '--image', image, '--max-tokens', '2', '--evidence', without, '--no-replay', '--no-routing');
     const [rich, bare] = [both, without].map((file) => JSON.parse(readFileSync(file, 'utf8')) as Evidence);
     expect([rich!.images.length, bare!.images.length, bare!.routing, bare!.steps.map(({ replayed }) => replayed)]).toEqual([1, 0, [], [[], []]]);
   });
   test('a preset that looks ahead runs with --recompute alone', async () => {
-    const args = [join(folder, 'topk'), 'sum of row 2', '--image', image, '--max-tokens', '2', '--json'];
+    const args = ['--model', join(folder, 'topk'), 'sum of row 2', '--image', image, '--max-tokens', '2', '--json'];
     await expect(run(...args)).rejects.toMatchObject({ code: 'ERR_UNSUPPORTED', message: expect.stringContaining('Set recompute: true') as string });
     expect(JSON.parse(await run(...args, '--recompute'))).toMatchObject({ latentSteps: 2 });
   });
@@ -89,7 +103,10 @@ describe('options', () => {
 
 describe('misuse', () => {
   const fine = { image: ['a.png'], replay: true, gaze: 'g.png' };
-  const cases: [string, Partial<Parameters<typeof checkArguments>[0]>, string][] = [
+  const cases: [string, { [K in keyof Parameters<typeof checkArguments>[0]]?: Parameters<typeof checkArguments>[0][K] | undefined }, string][] = [
+    ['words with latents', { gaze: undefined, reasoning: 'explicit', latents: 2 }, 'Expected --reasoning explicit without latent steps but received --latents 2; leave one of them out'],
+    ['latents without any', { gaze: undefined, reasoning: 'latent', latents: 0 }, 'Expected --reasoning latent with at least one latent step but received --latents 0; leave one of them out'],
+    ['a gaze in words', { reasoning: 'explicit' }, 'Expected --gaze with at least one latent step but received --reasoning explicit'],
     ['a gaze without replay', { replay: false }, 'Expected --gaze without --no-replay, because it shows the replay, but received both; leave one of them out'],
     ['a gaze at nothing', { image: [] }, 'Expected --gaze together with --image but received no picture'],
     ['a gaze without latents', { latents: 0 }, 'Expected --gaze with at least one latent step but received --latents 0'],
@@ -101,7 +118,7 @@ describe('misuse', () => {
   test.each(cases)('%s', (_, args, message) => {
     let error: unknown;
     try {
-      checkArguments({ ...fine, ...args });
+      checkArguments({ ...fine, ...args } as Parameters<typeof checkArguments>[0]);
     } catch (caught) {
       error = caught;
     }
@@ -109,9 +126,14 @@ describe('misuse', () => {
   });
   test('a checkpoint that replays nothing', async () => {
     const file = join(folder, 'none.png');
-    await expect(run(join(folder, 'plain'), 'sum of row 2', '--image', image, '--gaze', file)).rejects.toMatchObject({
+    await expect(run('--model', join(folder, 'plain'), 'sum of row 2', '--image', image, '--gaze', file)).rejects.toMatchObject({
       code: 'ERR_UNSUPPORTED', message: '[generate] Expected a checkpoint with visual replay for --gaze but received one without; take --evidence, or another checkpoint',
     });
     expect(existsSync(file)).toBe(false);
+  });
+  test('latents of a checkpoint that takes none', async () => {
+    await expect(run('--model', join(folder, 'none'), 'sum of row 2', '--reasoning', 'latent')).rejects.toMatchObject({
+      code: 'ERR_ARGUMENT', message: '[generate] Expected --reasoning latent with a number of latent steps but received a checkpoint that takes none; add --latents, or train it',
+    });
   });
 });

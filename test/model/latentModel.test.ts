@@ -1,7 +1,7 @@
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { LatentModel, native, newConfig, type Message, type NewModelConfig } from '../../lib/index';
+import { LatentModel, native, newConfig, type GenerateResult, type ImageSource, type Message, type NewModelConfig } from '../../lib/index';
 
 const FIXTURES = join(__dirname, '../fixtures');
 const TINY = join(FIXTURES, 'tiny-qwen2/checkpoint');
@@ -59,6 +59,18 @@ describe('create', () => {
   });
 });
 
+test('a video answers, and an odd number of frames is as if the last came twice', async () => {
+  using model = await LatentModel.create({ ...CONFIG, initializerRange: 0.3 }, { seed: 1, processor: folder, latentSteps: 1 });
+  const frame = (value: number): ImageSource => ({ data: new Uint8Array(28 * 56 * 3).map((_, i) => (i * value) % 251), width: 56, height: 28, channels: 3 });
+  const ask = (...values: number[]): Promise<GenerateResult> => model.generate({
+    messages: [{ role: 'user', content: [{ type: 'video', video: { frames: values.map(frame) }, resizedHeight: 28, resizedWidth: 56 }, { type: 'text', text: 'what?' }] }],
+  }, { maxNewTokens: 8, stopIds: [] });
+  const three = await ask(3, 5, 7);
+  expect(three.ids).toHaveLength(8);
+  expect(await ask(3, 5, 7, 7)).toEqual(three);
+  expect((await ask(3, 5, 7, 90)).ids).not.toEqual(three.ids);
+});
+
 test('latent steps of a new model: its own, those of the processor folder, or 0 when 0 is said', async () => {
   writeFileSync(join(folder, 'plumbline.json'), '{"format": 1, "latentSteps": 3}');
   for (const [options, steps] of [[{}, 3], [{ latentSteps: 0 }, 0], [{ latentSteps: 5 }, 5]] as const) {
@@ -103,7 +115,7 @@ test('`await using` frees it too', async () => {
 
 test.each<[string, () => Promise<unknown>, string, string]>([
   ['a directory that is no text', () => LatentModel.load(5 as never), 'ERR_ARGUMENT', '[load] Expected directory to be a string but received 5'],
-  ['a wrong option', () => LatentModel.load(TINY, { dtyp: 'f32' } as never), 'ERR_ARGUMENT', "[load] Expected options among dtype, device, preset, adapter, seed, signal, onProgress, maxMemoryBytes but received 'dtyp'; did you mean 'dtype'?"],
+  ['a wrong option', () => LatentModel.load(TINY, { dtyp: 'f32' } as never), 'ERR_ARGUMENT', "[load] Expected options among dtype, device, preset, latentTokens, adapter, seed, signal, onProgress, maxMemoryBytes but received 'dtyp'; did you mean 'dtype'?"],
   ['a wrong type', () => LatentModel.load(TINY, { dtype: 'fp16' as never }), 'ERR_ARGUMENT', "[load] Expected dtype to be one of 'auto', 'f32', 'bf16' but received \"fp16\""],
   ['a progress that is no function', () => LatentModel.load(TINY, { onProgress: 1 as never }), 'ERR_ARGUMENT', '[load] Expected onProgress to be a function but received 1'],
   ['a negative limit', () => LatentModel.load(TINY, { maxMemoryBytes: -1 }), 'ERR_RANGE', '[load] Expected maxMemoryBytes to be a number of at least 0 but received -1'],

@@ -1,11 +1,12 @@
-/** The README's example, run as it stands, with only its two paths exchanged for files made here. */
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+/** The README's examples, run as they stand, with only their paths exchanged for files made here. */
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import ts from 'typescript';
 import * as plumbline from '../../lib';
 import { demoPhases, stepsOf, type Phase } from '../../lib/cli/demoPhases';
 import { demoConfig, DEMO_SIZES } from '../../lib/cli/demoSizes';
+import { writeCheckpoint, writeRecordFiles } from '../cli/trainFixture';
 
 const ROOT = join(__dirname, '..', '..');
 const README = readFileSync(join(ROOT, 'README.md'), 'utf8');
@@ -13,10 +14,24 @@ const README = readFileSync(join(ROOT, 'README.md'), 'utf8');
 const STEPS = stepsOf(demoPhases(DEMO_SIZES.small).copies.find(({ folder }) => folder === 'latent-both') as Phase);
 const CHECKPOINT = `runs/demo-small-0/latent-both/checkpoint-${STEPS}`;
 
-function example(): string {
-  const block = /```ts\n([\s\S]*?)```/.exec(README)?.[1];
-  if (block === undefined) throw new Error('README.md has no ts block');
+function example(number: number): string {
+  const block = [...README.matchAll(/```ts\n([\s\S]*?)```/g)][number]?.[1];
+  if (block === undefined) throw new Error(`README.md has no ts block ${number}`);
   return block;
+}
+
+/** Runs an example; returns what it printed. */
+async function runExample(number: number, paths: Readonly<Record<string, string>>): Promise<unknown[]> {
+  let body = example(number).replace(/^import .*$/m, '');
+  for (const [path, real] of Object.entries(paths)) {
+    expect(body).toContain(`'${path}'`);
+    body = body.replace(path, real);
+  }
+  const { outputText } = ts.transpileModule(`return (async () => {${body}})();`, { compilerOptions: { target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.ESNext } });
+  const printed: unknown[] = [];
+  const scope = { ...plumbline, console: { log: (...values: unknown[]) => printed.push(values), error: () => undefined }, process: { stdout: { write: () => true } } };
+  await (new Function(...Object.keys(scope), outputText) as (...values: unknown[]) => Promise<void>)(...Object.values(scope));
+  return printed;
 }
 
 describe('README', () => {
@@ -31,19 +46,21 @@ describe('README', () => {
   });
   afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-  test('the example is examples/generate.mts, which `npm run typecheck` checks', () => {
-    expect(readFileSync(join(ROOT, 'examples', 'generate.mts'), 'utf8')).toBe(example());
-    expect(example().trim().split('\n').length).toBeLessThanOrEqual(22);
+  test.each([[0, 'generate'], [1, 'adapter']] as const)('example %i is examples/%s.mts, which `npm run typecheck` checks', (number, name) => {
+    expect(readFileSync(join(ROOT, 'examples', `${name}.mts`), 'utf8')).toBe(example(number));
+    expect(example(number).trim().split('\n').length).toBeLessThanOrEqual(22);
   });
 
-  test('the example runs', async () => {
-    const source = example();
-    for (const path of [CHECKPOINT, 'grid.png']) expect(source).toContain(`'${path}'`);
-    const body = source.replace(/^import .*$/m, '').replace(CHECKPOINT, join(folder, 'model')).replace('grid.png', join(folder, 'grid.png'));
-    const { outputText } = ts.transpileModule(`return (async () => {${body}})();`, { compilerOptions: { target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.ESNext } });
-    const printed: unknown[] = [];
-    const run = new Function('LatentModel', 'console', 'process', outputText) as (...scope: unknown[]) => Promise<void>;
-    await run(plumbline.LatentModel, { log: (...values: unknown[]) => printed.push(values), error: () => undefined }, { stdout: { write: () => true } });
-    expect(printed).toHaveLength(4);
+  test('the first example runs', async () => {
+    expect(await runExample(0, { [CHECKPOINT]: join(folder, 'model'), 'grid.png': join(folder, 'grid.png') })).toHaveLength(4);
+  });
+
+  test('the example of an adapter runs', async () => {
+    writeCheckpoint(join(folder, 'base'));
+    await writeRecordFiles(join(folder, 'data'));
+    const out = { adapter: join(folder, 'my-adapter'), model: join(folder, 'my-model') };
+    const printed = await runExample(1, { 'Qwen2-VL-2B-Instruct': join(folder, 'base'), 'train.jsonl': join(folder, 'data', 'train.jsonl'), 'my-adapter': out.adapter, 'my-model': out.model });
+    expect(printed).toHaveLength(1);
+    for (const file of [join(out.adapter, 'adapter_model.safetensors'), join(out.model, 'model.safetensors')]) expect(existsSync(file)).toBe(true);
   });
 });
