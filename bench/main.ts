@@ -2,6 +2,7 @@
 import { parseArgs } from 'node:util';
 import { machineFacts, table, type BenchRow } from './harness';
 import { decodeRow, trainingRows } from './models';
+import { checkpointRows } from './checkpoint';
 import { kernelRows } from './kernels';
 import { extraCostRows, latentRows } from './reasoning';
 import { profileRows } from './profile';
@@ -23,7 +24,7 @@ async function main(): Promise<void> {
   let best = roof;
   for (const [name, run] of [
     ['GEMM', () => gemmRows(roof)], ['GEMV', () => gemvRows(roof)], ['attention', () => attentionRows(roof)],
-    ['kernels', kernelRows], ['decoding (makes a model of 0.8 GB)', async () => [await decodeRow(roof)]], ['saliency and routing', extraCostRows], ['latents, cached and recomputed', latentRows],
+    ['kernels', kernelRows], ['decoding (makes a model of 0.8 GB)', async () => [await decodeRow(roof)]], ['checkpoint (writes 4.4 GB to a temporary folder)', () => checkpointRows(roof)], ['saliency and routing', extraCostRows], ['latents, cached and recomputed', latentRows],
     ['profile', profileRows], ['training', () => trainingRows(values.peer)],
   ] as const) {
     if (!name.includes(values.only)) continue;

@@ -114,14 +114,14 @@ export function offsets(op: string, name: string, value: Int32Array, rows: numbe
   return value.length - 1;
 }
 
-/** A plain object of options with no key outside `known`; undefined counts as an empty one. */
-export function options(op: string, value: unknown, known: readonly string[]): Record<string, unknown> {
+/** A plain object of options with no key outside `known`; undefined counts as an empty one. `name` is what messages call it. */
+export function options(op: string, value: unknown, known: readonly string[], name = 'options'): Record<string, unknown> {
   if (value === undefined) return {};
-  expect(typeof value === 'object' && value !== null && !Array.isArray(value) && !ArrayBuffer.isView(value), 'ERR_ARGUMENT', op, 'options to be an object', value);
+  expect(typeof value === 'object' && value !== null && !Array.isArray(value) && !ArrayBuffer.isView(value), 'ERR_ARGUMENT', op, `${name} to be an object`, value);
   for (const key of Object.keys(value as object)) {
     if (known.includes(key)) continue;
     const hint = nearest(key, known);
-    fail('ERR_ARGUMENT', op, `Expected options among ${known.join(', ')} but received '${key}'${hint === undefined ? '' : `; did you mean '${hint}'?`}`);
+    fail('ERR_ARGUMENT', op, `Expected ${name} among ${known.join(', ')} but received '${key}'${hint === undefined ? '' : `; did you mean '${hint}'?`}`);
   }
   return value as Record<string, unknown>;
 }

@@ -48,7 +48,6 @@ export class LatentModel {
   readonly #parts: ModelParts;
   readonly #native: NativeModel;
   #disposed = false;
-  #merged: 'no' | 'kept' | 'for good' = 'no';
 
   private constructor(parts: ModelParts, dtype: StorageDType, processor: Processor, model: NativeModel, device: DeviceName) {
     this.#parts = parts;
@@ -197,7 +196,7 @@ export class LatentModel {
 
   /**
    * Adds the adapter into the weights: W + alpha/rank B A. Answers are the same up to rounding (bf16 weights round to bf16), and cost no
-   * more than without an adapter. A merged model cannot be trained.
+   * more than without an adapter. A merged model cannot be trained. Where it fails for memory, the model answers as before.
    *
    * @param options.keepBase keep a copy of the weights of before, as many bytes as the adapted matrices have, so that `unmergeAdapter`
    *   brings back the same bits (default true).
@@ -209,24 +208,14 @@ export class LatentModel {
     const keepBase = check.boolean('mergeAdapter', 'keepBase', options.keepBase ?? true);
     const { maxMemoryBytes } = weightOptions('mergeAdapter', { device: this.device, ...(options.maxMemoryBytes === undefined ? {} : { maxMemoryBytes: options.maxMemoryBytes }) });
     const model = this.native;
-    const adapter = this.#adapterFor('mergeAdapter');
-    if (keepBase) requireMergeMemory('mergeAdapter', adapter, this.dtype, maxMemoryBytes ?? memoryOf(this.device));
-    if (this.#merged !== 'no') fail('ERR_ARGUMENT', 'mergeAdapter', 'Expected an adapter that is not merged but received one that is');
-    this.#merged = keepBase ? 'kept' : 'for good';
-    try {
-      await abortable(undefined, () => model.mergeAdapters(keepBase));
-    } catch (error) {
-      this.#merged = 'no';
-      throw error;
-    }
+    requireMergeMemory('mergeAdapter', this.#adapterFor('mergeAdapter'), this.dtype, keepBase, maxMemoryBytes ?? memoryOf(this.device));
+    await abortable(undefined, () => model.mergeAdapters(keepBase));
   }
 
   /** Takes a merged adapter out again; the weights have the bits of before. @throws {LibError} `ERR_ARGUMENT` when it cannot be. */
   async unmergeAdapter(): Promise<void> {
     const model = this.native;
     this.#adapterFor('unmergeAdapter');
-    if (this.#merged !== 'kept') fail('ERR_ARGUMENT', 'unmergeAdapter', `Expected an adapter that was merged with keepBase but received one that was ${this.#merged === 'no' ? 'not merged' : 'merged without it; load the model again'}`);
-    this.#merged = 'no';
     await abortable(undefined, () => model.unmergeAdapters());
   }
 
@@ -236,7 +225,8 @@ export class LatentModel {
 
   /**
    * Reads the weights of a checkpoint of the same dimensions into this model: the backbone, and what this model has of the
-   * parameters beside it. The preset stays.
+   * parameters beside it. The preset stays. What was read before a failure or an abort stays too, NaN of a damaged file as well: load again,
+   * or dispose the model.
    *
    * @throws {LibError} `ERR_CHECKPOINT` when it is another model.
    */

@@ -79,10 +79,12 @@ export interface NativeModel {
   /** Value [shape] of a matrix with its adapter folded in; the plain value of any other parameter. */
   readMerged(name: string, dtype: 'f32'): Promise<Float32Array>;
   readMerged(name: string, dtype: 'bf16'): Promise<Uint16Array>;
-  /** W <- W + s B A of every adapted layer. keepBase: the bits of before are kept for `unmergeAdapters`. */
+  /** W <- W + s B A of every adapted layer. keepBase: the bits of before are kept for `unmergeAdapters`. Failed half-way, it may be called again. */
   mergeAdapters(keepBase: boolean): Promise<void>;
   unmergeAdapters(): Promise<void>;
-  /** Room for gradients and optimiser state of the parameters that are trainable now, all zero where it is not as it was. */
+  /** How many adapted layers are merged now. */
+  mergedAdapters(): Promise<number>;
+  /** Room for gradients and optimiser state of the parameters that are trainable now; all zero, but for masters, where it is not as it was. */
   enableTraining(): Promise<void>;
   zeroGradients(): Promise<void>;
   /**
@@ -132,7 +134,12 @@ export interface NativePass {
   saliency?: Uint8Array;
   /** Return which rows were routed. */
   traceRouting?: boolean;
+  /** Rows that take an extra pass whatever the rule says, each (layer, depth) at most once; those that are not named follow the rule. */
+  forcedRoutes?: readonly NativeForcedRoute[];
 }
+
+/** Exactly these packed rows [n], rising, take the extra pass number `depth` (from 2) of a layer, but for those that did not take the one before. */
+export interface NativeForcedRoute { layer: number; depth: number; rows: Int32Array; }
 
 /** One extra pass of one layer over the rows of a pass. Row numbers are packed rows of the pass. */
 export interface NativeRoutingTrace {

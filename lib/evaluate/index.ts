@@ -1,3 +1,5 @@
 export * from './accuracy';
 export * from './interval';
+export * from './nearestWords';
 export * from './recordItems';
+export * from './replaceLatents';

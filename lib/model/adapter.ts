@@ -44,6 +44,8 @@ export interface Adapter {
   readonly base: string | undefined;
   /** adapter_config.json as it was read; empty for a new adapter. */
   readonly source: JsonObject;
+  /** Tensors are named as transformers since 4.52 nests its modules (`model.language_model.*`), or as those before do. */
+  readonly isNested: boolean;
 }
 
 const OP = 'adapter';
@@ -83,7 +85,7 @@ export function makeAdapter(config: ModelConfig, options: AdapterOptions, base: 
   const candidates = [...adaptableLayers(config)].filter(([name]) => vision || !name.startsWith('visual.'));
   const names = chosen(candidates.map(([name]) => name), options.targets);
   const layers = candidates.filter(([name]) => names.has(name)).map(([target, size]) => Object.freeze({ target, rank, scale: alpha / rank, ...size }));
-  return Object.freeze({ rank, alpha, dropout, layers: Object.freeze(layers), base, source: Object.freeze({}) });
+  return Object.freeze({ rank, alpha, dropout, layers: Object.freeze(layers), base, source: Object.freeze({}), isNested: true });
 }
 
 function chosen(names: readonly string[], targets: readonly string[] | undefined): ReadonlySet<string> {

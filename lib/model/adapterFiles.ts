@@ -1,6 +1,7 @@
 /** Adapters in PEFT's format: adapter_config.json and adapter_model.safetensors. */
 import { stat } from 'node:fs/promises';
 import { isAbsolute, join, resolve } from 'node:path';
+import { show } from '../check';
 import { fail } from '../errors';
 import type { NativeFileTensor } from '../native';
 import { adapterNames, MAX_DROPOUT, MAX_RANK, type AdaptableLayers, type AdaptedLayer, type Adapter } from './adapter';
@@ -20,7 +21,12 @@ export interface FileAdapter {
 }
 
 /** Variants of LoRA and parts of PEFT's format that would change the result and are not implemented. */
-const MUST_BE_OFF = ['use_dora', 'use_qalora', 'use_bdlora', 'lora_bias', 'fan_in_fan_out', 'modules_to_save', 'trainable_token_indices', 'layer_replication', 'target_parameters', 'alora_invocation_tokens', 'arrow_config', 'megatron_config'];
+const MUST_BE_OFF = ['kasa_config', 'monteclora_config', 'velora_config', 'use_dora', 'use_qalora', 'use_bdlora', 'lora_bias', 'fan_in_fan_out', 'modules_to_save', 'trainable_token_indices', 'layer_replication', 'target_parameters', 'alora_invocation_tokens', 'arrow_config', 'megatron_config'];
+
+/** Starts that leave the base weights as they are. */
+const PLAIN_STARTS: readonly string[] = ['gaussian', 'eva', 'orthogonal', 'mica'];
+/** Limit of the addon. */
+const MAX_ALPHA = 1e6;
 
 function reader(raw: unknown, path: string): JsonReader {
   if (!isObject(raw)) return fail('ERR_CHECKPOINT', 'load', `Expected ${path} to hold an object. The file is damaged: save the adapter again.`);
@@ -32,28 +38,31 @@ function reader(raw: unknown, path: string): JsonReader {
  * from alpha, `alpha_pattern` and `use_rslora`.
  *
  * @param known the layers that can have an adapter.
+ * @param owner what has them, for messages.
  * @throws {LibError} `ERR_CHECKPOINT` naming file, key or tensor; `ERR_UNSUPPORTED` for other methods than LoRA.
  */
-export async function openAdapter(directory: string, known: AdaptableLayers): Promise<FileAdapter> {
+export async function openAdapter(directory: string, known: AdaptableLayers, owner = 'model'): Promise<FileAdapter> {
   const raw = await readJson(join(directory, ADAPTER_CONFIG));
   if (raw === undefined) return fail('ERR_CHECKPOINT', 'load', `Expected ${ADAPTER_CONFIG} in ${directory} but received no such file. Give the directory of an adapter as PEFT saves it.`);
   const file: JsonReader = reader(raw, join(directory, ADAPTER_CONFIG));
   checkMethod(file);
   const rank = file.integer('r', 8, 1, MAX_RANK);
-  const alpha = file.positive('lora_alpha', 8);
+  const alpha = alphaOf(file, 'lora_alpha', 8);
   const dropout = file.raw('lora_dropout') === undefined || file.raw('lora_dropout') === 0 ? 0 : file.positive('lora_dropout', undefined);
   if (dropout > MAX_DROPOUT) file.wrong('lora_dropout', `a number from 0 to ${MAX_DROPOUT}`, 'Correct the file.');
   const alphas = patterns(file, 'alpha_pattern');
-  const scaleOf = (target: string, own: number): number => (alphas.find(([end]) => target === end || target.endsWith(`.${end}`))?.[1] ?? alpha) / (file.boolean('use_rslora', false) ? Math.sqrt(own) : own);
+  const scaleOf = (name: string, own: number): number => (alphas.find(([end]) => `.${name}`.endsWith(`.${end}`))?.[1] ?? alpha) / (file.boolean('use_rslora', false) ? Math.sqrt(own) : own);
   const path = join(directory, ADAPTER_WEIGHTS);
   if (!(await exists(path))) return fail('ERR_CHECKPOINT', 'load', `Expected ${ADAPTER_WEIGHTS} in ${directory} but received no such file. Save the adapter as safetensors (PEFT's default).`);
-  const { layers, tensors } = matchLayers((await readHeader(path)).tensors, path, known, scaleOf);
+  const { layers, tensors, isNested } = matchLayers((await readHeader(path)).tensors, path, known, owner, scaleOf);
   const base = file.text('base_model_name_or_path', '');
-  return Object.freeze({ path, tensors, adapter: Object.freeze({ rank, alpha, dropout, layers, base: base === '' ? undefined : base, source: file.object }) });
+  return Object.freeze({ path, tensors, adapter: Object.freeze({ rank, alpha, dropout, layers, base: base === '' ? undefined : base, source: file.object, isNested }) });
 }
 
 function checkMethod(file: JsonReader): void {
   if (file.text('peft_type', '').toUpperCase() !== 'LORA') file.unsupported('peft_type', "only 'LORA' is implemented");
+  const start = file.raw('init_lora_weights') ?? true;
+  if (typeof start === 'string' ? !PLAIN_STARTS.includes(start) : typeof start !== 'boolean') file.unsupported('init_lora_weights', 'reading such an adapter changes the base weights; convert it to plain LoRA in PEFT (path_initial_model_for_weight_conversion of save_pretrained)');
   if (file.text('bias', 'none') !== 'none') file.unsupported('bias', "only 'none' is implemented; train without biases");
   for (const key of MUST_BE_OFF) {
     const value = file.raw(key);
@@ -61,26 +70,32 @@ function checkMethod(file: JsonReader): void {
   }
 }
 
-/** `alpha_pattern`: ends of layer names. PEFT takes regular expressions too, which a file from a stranger should not hand to anyone. */
+/** `alpha_pattern`: names of layers as the file has them, or their ends. PEFT takes regular expressions too, which a file from a stranger should not hand to anyone. */
 function patterns(file: JsonReader, key: string): [string, number][] {
   const raw = file.child(key);
   return Object.keys(raw.object).map((end) => {
     if (!/^[\w.]+$/.test(end)) file.unsupported(key, 'only names of layers or their ends are implemented, no regular expressions');
-    return [canonicalName(end), raw.positive(end, undefined)];
+    return [end, alphaOf(raw, end, undefined)];
   });
+}
+
+function alphaOf(file: JsonReader, key: string, fallback: number | undefined): number {
+  const alpha = file.positive(key, fallback);
+  if (alpha > MAX_ALPHA) file.wrong(key, `a number above 0, at most ${MAX_ALPHA}`, 'Correct the file.');
+  return alpha;
 }
 
 /** `base_model.model.` + the layer's own name + `.lora_A.weight`; saved from a model with a named adapter, `.lora_A.default.weight`. */
 const TENSOR_NAME = /^base_model\.model\.(.+)\.lora_(A|B)(?:\.default)?\.weight$/;
 
-function matchLayers(entries: ReadonlyMap<string, TensorEntry>, path: string, known: AdaptableLayers, scaleOf: (target: string, rank: number) => number): { layers: readonly AdaptedLayer[]; tensors: readonly NativeFileTensor[] } {
-  const found = new Map<string, { A?: TensorEntry; B?: TensorEntry }>();
+function matchLayers(entries: ReadonlyMap<string, TensorEntry>, path: string, known: AdaptableLayers, owner: string, scaleOf: (name: string, rank: number) => number): { layers: readonly AdaptedLayer[]; tensors: readonly NativeFileTensor[]; isNested: boolean } {
+  const found = new Map<string, { name: string; A?: TensorEntry; B?: TensorEntry }>();
   for (const entry of entries.values()) {
     const [, name, part] = TENSOR_NAME.exec(entry.name) ?? [];
     const target = name === undefined ? '' : canonicalName(name);
-    if (!known.has(target)) fail('ERR_CHECKPOINT', 'load', `Expected the tensors of ${path} to belong to linear layers of the model but received '${entry.name.slice(0, 200)}'. The adapter belongs to another model, or adapts what is not supported.`);
+    if (!known.has(target)) fail('ERR_CHECKPOINT', 'load', `Expected the tensors of ${path} to belong to linear layers of the ${owner} but received '${entry.name.slice(0, 200)}'. The file belongs to another ${owner}, or adapts what is not supported.`);
     if (!['F32', 'F16', 'BF16'].includes(entry.dtype)) fail('ERR_CHECKPOINT', 'load', `Expected tensor '${entry.name}' to be F32, F16 or BF16 but received ${entry.dtype} in ${path}. Save the adapter again.`);
-    const parts = found.get(target) ?? {};
+    const parts = found.get(target) ?? { name: name! };
     if (parts[part as 'A' | 'B'] !== undefined) fail('ERR_CHECKPOINT', 'load', `Expected one lora_${part} of '${target}' but received a second, '${entry.name}', in ${path}. Save the adapter again.`);
     found.set(target, { ...parts, [part as string]: entry });
   }
@@ -88,7 +103,7 @@ function matchLayers(entries: ReadonlyMap<string, TensorEntry>, path: string, kn
   const tensors: NativeFileTensor[] = [];
   // In the order of the model's layers, so that the order in the file decides nothing.
   const layers = [...known].filter(([target]) => found.has(target)).map(([target, size]): AdaptedLayer => {
-    const { A, B } = found.get(target)!;
+    const { name, A, B } = found.get(target)!;
     if (A === undefined || B === undefined) return fail('ERR_CHECKPOINT', 'load', `Expected lora_A and lora_B of '${target}' but received only lora_${A === undefined ? 'B' : 'A'} in ${path}. Save the adapter again.`);
     const rank = A.shape[0] ?? 0;
     const expected = { A: [rank, size.in], B: [size.out, rank] };
@@ -96,9 +111,10 @@ function matchLayers(entries: ReadonlyMap<string, TensorEntry>, path: string, kn
       if (rank < 1 || String(entry.shape) !== String(expected[part])) fail('ERR_CHECKPOINT', 'load', `Expected tensor '${entry.name}' to have shape [${part === 'A' ? `rank, ${size.in}` : `${size.out}, ${rank}`}] but received [${entry.shape.join(', ')}] in ${path}. The adapter belongs to another model.`);
       tensors.push({ name: adapterNames(target)[part === 'A' ? 'a' : 'b'], dtype: entry.dtype as NativeFileTensor['dtype'], offset: entry.offset, bytes: entry.bytes });
     }
-    return Object.freeze({ target, rank, scale: scaleOf(target, rank), out: size.out, in: size.in });
+    return Object.freeze({ target, rank, scale: scaleOf(name, rank), out: size.out, in: size.in });
   });
-  return { layers: Object.freeze(layers), tensors: Object.freeze(tensors.sort((a, b) => a.offset - b.offset)) };
+  const isNested = [...entries.keys()].every((name) => /\.model\.(language_model|visual)\./.test(name));
+  return { layers: Object.freeze(layers), tensors: Object.freeze(tensors.sort((a, b) => a.offset - b.offset)), isNested };
 }
 
 /**
@@ -113,7 +129,7 @@ export async function baseDirectory(directory: string): Promise<string> {
   for (const place of places) {
     if (await stat(join(place, 'config.json')).then((found) => found.isFile(), () => false)) return place;
   }
-  return fail('ERR_CHECKPOINT', 'load', `Expected base_model_name_or_path in ${join(directory, ADAPTER_CONFIG)} to be a directory with config.json but received ${JSON.stringify(base)}. Load the base model with the option adapter: '${directory}'.`);
+  return fail('ERR_CHECKPOINT', 'load', `Expected base_model_name_or_path in ${join(directory, ADAPTER_CONFIG)} to be a directory with config.json but received ${show(base)}. Load the base model with the option adapter: '${directory}'.`);
 }
 
 /** adapter_config.json for saving: PEFT's keys, and what came with a loaded adapter. */
@@ -128,8 +144,12 @@ export function adapterJson({ rank, alpha, dropout, layers, base, source }: Adap
   };
 }
 
-/** Name of a tensor in adapter_model.safetensors, as transformers since 4.52 nests its modules. */
-export function adapterTensorName(target: string, part: 'A' | 'B'): string {
-  const nested = target.startsWith('visual.') ? `model.${target}` : target.replace(/^model\./, 'model.language_model.');
-  return `base_model.model.${nested}.lora_${part}.weight`;
+/** A layer's name as transformers since 4.52 nests its modules. */
+function nestedName(target: string): string {
+  return target.startsWith('visual.') ? `model.${target}` : target.replace(/^model\./, 'model.language_model.');
+}
+
+/** Name of a tensor in adapter_model.safetensors. */
+export function adapterTensorName(target: string, part: 'A' | 'B', isNested: boolean): string {
+  return `base_model.model.${isNested ? nestedName(target) : target}.lora_${part}.weight`;
 }

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import * as check from '../check';
 import { fail } from '../errors';
 import type { NativeExtraSpec, NativeFileTensor } from '../native';
+import { isAdapter } from './adapter';
 import { exists } from './files';
 import { isBackbone } from './parameterShapes';
 import { routes, type Preset } from './preset';
@@ -82,6 +83,7 @@ export async function readExtras(directory: string): Promise<FileExtras> {
     const wrong = (expected: string, received: string): never =>
       fail('ERR_CHECKPOINT', 'load', `Expected tensor '${name.slice(0, 200)}' ${expected} but received ${received} in ${path}. The file is damaged: save the checkpoint again.`);
     if (isBackbone(name)) wrong('in the files of the backbone', 'it');
+    if (isAdapter(name)) wrong('in adapter_model.safetensors', 'it');
     if (dtype !== 'F32' && dtype !== 'F16' && dtype !== 'BF16') return wrong('to be F32, F16 or BF16', dtype);
     if (shape.length > MAX_RANK || shape.some((extent) => extent < 1 || extent > MAX_EXTENT)) wrong(`to have a shape of at most ${MAX_RANK} numbers above 0`, `[${shape.join(', ')}]`);
     return { name, dtype, shape, offset, bytes };

@@ -43,6 +43,8 @@ export interface ImageLimits {
 
 /** A photo of 100 megapixels decodes to 0.3 GB; what claims to be more is a mistake or an attack. */
 export const DEFAULT_MAX_INPUT_PIXELS = 100_000_000;
+/** A photo of 100 megapixels takes a few seconds; files that were made to be slow take hours. */
+const DECODE_SECONDS = 60;
 /** Formats of pixels. Not SVG: it is a program, and a few hundred bytes of it draw for minutes. */
 const FORMATS: ReadonlySet<string> = new Set(['png', 'jpeg', 'webp', 'gif', 'tiff', 'heif']);
 /** Largest ratio of sides, as in the reference preprocessing. */
@@ -114,7 +116,7 @@ export async function decodeImage(source: ImageSource, limits: ImageLimits = { m
     const { format, width, height } = await sharp(input, options).metadata();
     if (!FORMATS.has(format)) fail('ERR_IMAGE', 'image', `Expected ${name} to be PNG, JPEG, WebP, GIF, TIFF or AVIF but received ${format}. Convert it first.`);
     checkSize(name, width, height, limits);
-    const { data, info } = await sharp(input, options).autoOrient().toColourspace('srgb').raw({ depth: 'uchar' }).toBuffer({ resolveWithObject: true });
+    const { data, info } = await sharp(input, options).autoOrient().toColourspace('srgb').raw({ depth: 'uchar' }).timeout({ seconds: DECODE_SECONDS }).toBuffer({ resolveWithObject: true });
     limits.signal?.throwIfAborted();
     return { pixels: toRgb(data, info.width * info.height, info.channels), height: info.height, width: info.width };
   } catch (error) {

@@ -13,7 +13,7 @@ export interface MemoryEstimate {
   parameters: number;
   /** Bytes of the weights: matrices in the storage type, vectors always in f32. */
   weightBytes: number;
-  /** Bytes that training adds: gradients, two moments, and the f32 masters of a bf16 model, which the addon reserves for every parameter. */
+  /** Bytes that training all parameters adds: gradients, two moments, and where the model is bf16 room for f32 masters of each. */
   trainingBytes: number;
   /** What loading and making new weights take beside them, for a while: buffers for a piece of one tensor. */
   stagingBytes: number;
@@ -97,9 +97,12 @@ export function requireTrainingMemory(op: string, model: NativeModel, limit: num
  *
  * @throws {LibError} `ERR_OUT_OF_MEMORY` with both figures and what can be done.
  */
-export function requireMergeMemory(op: string, adapter: Adapter, dtype: StorageDType, limit: number): void {
-  const needed = adapter.layers.reduce((sum, layer) => sum + (dtype === 'bf16' ? 2 : 4) * layer.out * layer.in, 0);
-  if (needed > limit) fail('ERR_OUT_OF_MEMORY', op, `Expected ${gigabytes(needed)} of memory for a copy of the ${adapter.layers.length} matrices that are changed but received ${gigabytes(limit)}. Close other programs, or merge with keepBase: false, which keeps no copy.`);
+export function requireMergeMemory(op: string, { layers }: Adapter, dtype: StorageDType, keepBase: boolean, limit: number): void {
+  const sizes = layers.map((layer) => layer.out * layer.in);
+  // Three times one matrix in f32 while it is worked on.
+  const needed = 12 * Math.max(...sizes) + (keepBase ? (dtype === 'bf16' ? 2 : 4) * sizes.reduce((sum, size) => sum + size, 0) : 0);
+  const less = keepBase ? ', or merge with keepBase: false, which keeps no copy' : '';
+  if (needed > limit) fail('ERR_OUT_OF_MEMORY', op, `Expected ${gigabytes(needed)} of memory for ${keepBase ? 'a copy of ' : ''}the ${layers.length} matrices that are changed but received ${gigabytes(limit)}. Close other programs${less}.`);
 }
 
 export function gigabytes(bytes: number): string {

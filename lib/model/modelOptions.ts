@@ -76,8 +76,9 @@ export interface ModelParts {
 export async function adapterOption(directory: string, wanted: string | AdapterOptions | undefined): Promise<{ base: string; saved?: string; fresh?: AdapterOptions }> {
   if (typeof wanted === 'string') return { base: directory, saved: check.path('load', 'adapter', wanted) };
   if (wanted !== undefined) return { base: directory, fresh: wanted };
-  const isAdapter = !(await exists(join(directory, 'config.json'))) && await exists(join(directory, ADAPTER_CONFIG));
-  return isAdapter ? { base: await baseDirectory(directory), saved: directory } : { base: directory };
+  if (!(await exists(join(directory, ADAPTER_CONFIG)))) return { base: directory };
+  // Beside weights it belongs to them, as transformers has it.
+  return { base: await exists(join(directory, 'config.json')) ? directory : await baseDirectory(directory), saved: directory };
 }
 
 interface CheckedWeightOptions {

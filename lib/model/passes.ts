@@ -32,6 +32,8 @@ export interface SequenceCursor {
   index: number[];
   positions: [number[], number[], number[]];
   classes: RowClass[];
+  /** Inputs of the rows of kind `embedding`, [D] each, by their index. */
+  given: Float32Array[];
   /** Rows that were sent. */
   sent: number;
   /** Rows that went through the decoder, recomputed ones counted again. */
@@ -41,11 +43,11 @@ export interface SequenceCursor {
 }
 
 export function newCursor(id: number): SequenceCursor {
-  return { id, kind: [], index: [], positions: [[], [], []], classes: [], sent: 0, forwards: 0, delta: 0 };
+  return { id, kind: [], index: [], positions: [[], [], []], classes: [], given: [], sent: 0, forwards: 0, delta: 0 };
 }
 
 /** A pass being collected; `finishPass` makes typed arrays of it. */
-export interface PassRows extends Pick<SequenceCursor, 'kind' | 'index' | 'positions'> {
+export interface PassRows extends Pick<SequenceCursor, 'kind' | 'index' | 'positions' | 'given'> {
   sequences: number[];
   cuSeqlens: number[];
   logitRows: number[];
@@ -53,7 +55,7 @@ export interface PassRows extends Pick<SequenceCursor, 'kind' | 'index' | 'posit
 }
 
 export function startPass(): PassRows {
-  return { sequences: [], cuSeqlens: [0], kind: [], index: [], positions: [[], [], []], logitRows: [], saliency: [] };
+  return { sequences: [], cuSeqlens: [0], kind: [], index: [], positions: [[], [], []], given: [], logitRows: [], saliency: [] };
 }
 
 /** Rows after the prompt advance the three position ids alike: row number + delta. */
@@ -73,6 +75,11 @@ export function appendLatent(cursor: SequenceCursor): void {
 /** Rows of the session's store: replayed tokens, kept latents. */
 export function appendStored(cursor: SequenceCursor, first: number, count: number, rowClass: 'replay' | 'latent'): void {
   for (let i = 0; i < count; i++) appendRow(cursor, ROW_KIND.stored, first + i, rowClass);
+}
+
+/** Rows whose inputs are these vectors, [D] each. */
+export function appendGiven(cursor: SequenceCursor, vectors: readonly Float32Array[], rowClass: 'replay' | 'latent'): void {
+  for (const vector of vectors) appendRow(cursor, ROW_KIND.embedding, cursor.given.push(vector) - 1, rowClass);
 }
 
 /** @param classes of the words; those it has none for are of the answer. */
@@ -105,8 +112,9 @@ export function sendRows(pass: PassRows, cursor: SequenceCursor, form: Reasoning
   const from = form === 'recompute' ? 0 : cursor.sent;
   const first = pass.kind.length - from;
   for (let row = from; row < cursor.kind.length; row++) {
-    pass.kind.push(cursor.kind[row]!);
-    pass.index.push(cursor.index[row]!);
+    const [kind, index] = [cursor.kind[row]!, cursor.index[row]!];
+    pass.kind.push(kind);
+    pass.index.push(kind === ROW_KIND.embedding ? pass.given.push(cursor.given[index]!) - 1 : index);
     cursor.positions.forEach((ids, axis) => pass.positions[axis]!.push(ids[row]!));
   }
   pass.sequences.push(cursor.id);
@@ -129,9 +137,17 @@ export function finishPass(pass: PassRows): NativePass {
     kind: Uint8Array.from(pass.kind),
     index: Int32Array.from(pass.index),
     positions: Int32Array.from(pass.positions.flat()),
+    ...(pass.given.length > 0 ? { embeddings: concatenate(pass.given) } : {}),
     ...(pass.logitRows.length > 0 ? { logitRows: Int32Array.from(pass.logitRows) } : {}),
     ...(pass.saliency.includes(1) ? { saliency: Uint8Array.from(pass.saliency) } : {}),
   };
+}
+
+function concatenate(vectors: readonly Float32Array[]): Float32Array {
+  const width = vectors[0]!.length;
+  const all = new Float32Array(vectors.length * width);
+  vectors.forEach((vector, n) => all.set(vector, n * width));
+  return all;
 }
 
 /** Patches of a picture before the merge, as [time, height, width]. */

@@ -81,6 +81,7 @@ export function mropePositions(ids: ArrayLike<number>, grids: readonly Grid[], g
     }
     const times = timesOf(grid[0], id === geometry.videoToken, geometry.tokensPerSecond, check.number('positions', `secondsPerGrid ${picture}`, secondsPerGrid[picture] ?? 1, 0));
     start += fillPicture(positions, length, i, start, grid, geometry.merge, times);
+    if (start > MAX_ROWS) fail('ERR_RANGE', 'positions', `Expected position ids up to ${MAX_ROWS} but received ${start} after picture ${picture}; give fewer or shorter videos`);
     picture++;
     i += rows;
   }

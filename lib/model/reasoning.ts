@@ -4,7 +4,7 @@ import { fail, guarded } from '../errors';
 import type { NativeCancelToken, NativeModel, NativeReplayResult, NativeSession, NativeSessionOptions } from '../native';
 import type { ModelGeometry } from './config';
 import { extraShapes } from './extras';
-import { appendLatent, appendStored, type PromptImage, type ReasoningForm, type SequenceCursor } from './passes';
+import { appendGiven, appendLatent, appendStored, type PromptImage, type ReasoningForm, type SequenceCursor } from './passes';
 import { looksAhead, replaySpec, routingSpec, type Preset } from './preset';
 
 /** What training and decoding need of a model; `LatentModel` has it. */
@@ -62,6 +62,14 @@ export function replayedRows(preset: Preset, tokens: number, steps: number): num
 export interface Reasoner {
   cursor: SequenceCursor;
   images: readonly PromptImage[];
+  /** Vectors of this step in place of the model's own. */
+  given?: GivenStep | undefined;
+}
+
+/** [D] each. What is absent is the model's own; a block is given to a reasoner without images. */
+export interface GivenStep {
+  latent?: Float32Array;
+  block?: readonly Float32Array[];
 }
 
 /** A replay of some sequences of a step. */
@@ -95,12 +103,14 @@ export async function latentStep<R extends Reasoner>(session: NativeSession, rea
     looking.forEach(({ cursor }, n) => appendStored(cursor, result.firstRow[n]!, result.rows[n]!, 'replay'));
     replay = { result, reasoners: looking };
   }
+  for (const { cursor, given } of reasoners) if (given?.block) appendGiven(cursor, given.block, 'replay');
+  for (const { cursor, given } of reasoners) if (given?.latent) appendGiven(cursor, [given.latent], 'latent');
+  const own = reasoners.filter(({ given }) => given?.latent === undefined);
   if (form === 'cached') {
-    for (const { cursor } of reasoners) appendLatent(cursor);
-  } else if (reasoners.length > 0) {
-    const ids = Int32Array.from(reasoners, ({ cursor }) => cursor.id);
-    const first = await session.keepLatents(ids);
-    reasoners.forEach(({ cursor }, n) => appendStored(cursor, first + n, 1, 'latent'));
+    for (const { cursor } of own) appendLatent(cursor);
+  } else if (own.length > 0) {
+    const first = await session.keepLatents(Int32Array.from(own, ({ cursor }) => cursor.id));
+    own.forEach(({ cursor }, n) => appendStored(cursor, first + n, 1, 'latent'));
   }
   return replay;
 }

@@ -21,11 +21,12 @@ const F32 = 4;
 /** @param preset of which the routed layers count. */
 export function estimateSession(config: ModelConfig, preset: Preset): SessionEstimate {
   const { hidden: D, heads, kvHeads, headDim: d, intermediate: I, layers } = config.text;
-  const { width: W, heads: towerHeads, mlpWidth: M, depth, outWidth, merge, patch, channels, temporal } = config.vision;
+  const { width: W, heads: towerHeads, mlpWidth: M, depth, outWidth, merge, patch, channels, temporal, windows } = config.vision;
   const routed = routes(preset) ? preset.routedLayers.length * (preset.maxDepth - 1) : 0;
   const layer = 5 * D + (2 * heads + 2 * kvHeads) * d + heads + 3 * I + 2;      // LayerTape of src/model/decoder.h
-  const block = 6 * W + 3 * W + towerHeads + 2 * M + 4;                         // VisionBlockTape of src/model/vision.h
-  const merger = 3 * W + 2 + outWidth / merge ** 2;                             // the last norm, the merger, the rows that come out
+  const block = 9 * W + towerHeads + (windows === undefined ? 2 : 3) * M + 4;   // VisionBlockTape of src/model/vision.h
+  const outputs = windows === undefined ? 1 : 2;                                // of windows: in their order and in the picture's
+  const merger = 3 * W + 2 + (outputs * outWidth) / merge ** 2;                 // the last norm, the merger, the rows that come out
   const bytes = (floats: number): number => Math.ceil(floats * F32 * POOL);
   return Object.freeze({
     cacheBytesPerToken: (layers + routed) * 2 * kvHeads * d * F32,

@@ -23,6 +23,7 @@ const { Template } = require(process.argv[1]);
 const templates = new Map();
 const box = createContext({});
 const script = new Script('work()');
+process.on('SIGINT', () => {});  // of the terminal, meant for the program that waits for the answer
 process.on('message', ({ source, context, limit, longest }) => {
   box.work = () => {
     if (!templates.has(source)) templates.set(source, new Template(source));

@@ -6,6 +6,7 @@ import type { DeviceName } from '../device';
 import { fail, guarded } from '../errors';
 import { native, type NativeExtraSpec, type NativeModel, type NativeParameterInfo, type StorageDType } from '../native';
 import type { Checkpoint, CompanionFiles } from './checkpoint';
+import { ADAPTER_CONFIG, ADAPTER_WEIGHTS } from './adapterFiles';
 import { configJson, toNativeSpec, type ModelConfig } from './config';
 import { adapterShapes, adapterSpecs, isAdapter, type Adapter } from './adapter';
 import { checkExtraShapes, extraShapes, EXTRAS_FILE, type ExtraShape } from './extras';
@@ -184,8 +185,8 @@ async function writeFiles(directory: string, model: NativeModel, dtype: StorageD
     metadata: { format: 'pt' }, ...stopped,
     onProgress: ({ doneBytes, totalBytes }) => onProgress?.({ doneBytes: extraBytes + doneBytes, totalBytes: extraBytes + totalBytes }),
   });
-  // An index of shards that lay here before would describe other weights.
-  await rm(join(directory, 'model.safetensors.index.json'), { force: true });
+  // An index of shards that lay here before would describe other weights, and readers would put an adapter on top once more.
+  for (const stale of ['model.safetensors.index.json', ADAPTER_CONFIG, ADAPTER_WEIGHTS]) await rm(join(directory, stale), { force: true });
 }
 
 /** Writes plumbline.safetensors and returns the bytes of its tensors. */

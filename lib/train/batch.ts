@@ -13,11 +13,12 @@ import {
   type PromptInput, type ReasoningForm,
 } from '../model/passes';
 import { PLAIN, type Preset } from '../model/preset';
-import { formOf, latentStep, replayedRows, restartSent, type Reasoner } from '../model/reasoning';
+import { formOf, latentStep, replayedRows, restartSent, type GivenStep, type Reasoner } from '../model/reasoning';
 import { MAX_LATENTS } from '../model/record';
 import type { RowClass } from '../model/rowClass';
 import type { NativeCancelToken, NativePass, NativePassResult, NativeReplayResult, NativeSession } from '../native';
 import type { WordClass } from './curriculum';
+import { checkForcedRoutes, checkProbe, givenSteps, joinSteps, packForcedRoutes, readSteps, type ReasoningSteps, type SentRows, type SequenceProbe, type SequenceRoute } from './probes';
 
 /** One sequence of a batch. */
 export interface SequenceInput extends PromptInput {
@@ -25,6 +26,8 @@ export interface SequenceInput extends PromptInput {
   words: ArrayLike<number>;
   /** Of the words, for profiles. Default: all of the answer. */
   classes?: readonly WordClass[];
+  /** Other latents and replay blocks than the model's own. */
+  probe?: SequenceProbe;
 }
 
 /** Which packed row of which pass predicts which token; `sequence` is the place in the batch. */
@@ -50,6 +53,8 @@ export interface BatchRun {
   replays: BatchReplay[];
   /** Of the rows of each sequence. */
   classes: RowClass[][];
+  /** Of each sequence, with `keepSteps`. */
+  steps?: ReasoningSteps[];
 }
 
 export interface BatchOptions {
@@ -61,6 +66,10 @@ export interface BatchOptions {
   targets?: boolean;
   /** Also return the saliency of every replay (default false). */
   saliency?: boolean;
+  /** Return what each sequence reasoned with (default false). The session then keeps the layer inputs of the latents' passes. */
+  keepSteps?: boolean;
+  /** Of each sequence: rows that take extra passes in place of those that the preset's rule picks; others take none. */
+  forcedRoutes?: readonly (readonly SequenceRoute[])[];
   token?: NativeCancelToken | undefined;
   /** May change a pass before it runs (the parity script asks for more rows). */
   adjust?: (pass: NativePass, number: number) => NativePass;
@@ -69,6 +78,8 @@ export interface BatchOptions {
 interface Running extends Reasoner {
   place: number;
   input: SequenceInput;
+  /** Of its latent steps; empty: all is its own. */
+  probe: readonly GivenStep[];
 }
 
 /**
@@ -77,67 +88,80 @@ interface Running extends Reasoner {
  * @throws {LibError} `ERR_ARGUMENT`, `ERR_RANGE`, `ERR_SHAPE`, `ERR_DTYPE` naming the sequence.
  */
 export async function runBatch(session: NativeSession, sequences: readonly SequenceInput[], geometry: ModelGeometry, options: BatchOptions = {}): Promise<BatchRun> {
-  check.options('runBatch', options, ['preset', 'feedLastWord', 'targets', 'saliency', 'token', 'adjust']);
-  const { preset = PLAIN, token, targets: withTargets = false, saliency = false } = options;
+  check.options('runBatch', options, ['preset', 'feedLastWord', 'targets', 'saliency', 'keepSteps', 'forcedRoutes', 'token', 'adjust']);
+  const { preset = PLAIN, token, targets: withTargets = false, saliency = false, keepSteps = false } = options;
   checkBatch(sequences, geometry);
+  const forced = options.forcedRoutes && checkForcedRoutes(options.forcedRoutes, sequences.length, preset);
   const form = formOf(preset);
   const running = await startBatch(session, sequences, geometry, preset, withTargets, token);
   const results: NativePassResult[] = [];
   const replays: BatchReplay[] = [];
-  const found: Record<keyof BatchTargets, number[]> = { pass: [], row: [], target: [], sequence: [] };
+  const predicted: (Predicted & { pass: number })[] = [];
+  const steps: ReasoningSteps[][] = sequences.map(() => []);
   const last = sequences.reduce((most, { latents }) => Math.max(most, latents), 0);
   for (let number = 0; number <= last; number++) {
     const active = running.filter(({ input }) => input.latents >= number);
     if (number > 0) {
-      const replay = await latentStep(session, active, { form, preset, targets: withTargets, saliency, token });
+      const thinking = active.map((one) => ({ ...one, given: one.probe[number - 1] }));
+      const replay = await latentStep(session, thinking, { form, preset, targets: withTargets, saliency, token });
       if (replay) replays.push({ result: replay.result, step: number - 1, sequences: replay.reasoners.map(({ place }) => place) });
     }
     await restartSent(session, active.map(({ cursor }) => cursor), form);
-    const { pass, predicted } = packPass(active, number, form, preset, options.feedLastWord ?? false);
+    const packed = packPass(active, number, form, preset, options.feedLastWord ?? false);
+    const kept = keepSteps && number > 0 ? packed.sent.filter(({ isLast }) => form === 'cached' || isLast) : [];
+    const pass: NativePass = {
+      ...packed.pass, ...(kept.length > 0 ? { keepLayerInputs: true } : {}), ...(forced === undefined ? {} : { forcedRoutes: packForcedRoutes(packed.sent, forced, preset) }),
+    };
     const result = await session.extend(options.adjust ? options.adjust(pass, number) : pass, token);
     results.push(result);
-    for (const { row, target, sequence } of predicted) {
-      found.pass.push(result.pass);
-      found.row.push(row);
-      found.target.push(target);
-      found.sequence.push(sequence);
-    }
+    predicted.push(...packed.predicted.map((one) => ({ ...one, pass: result.pass })));
+    if (kept.length === 0) continue;
+    const { data } = await session.read('embeds', result.pass, 0);
+    for (const sent of kept) steps[sent.place]!.push(readSteps(sent, running[sent.place]!.cursor.classes, data, geometry.hidden));
   }
-  const { pass, row, target, sequence } = found;
-  const classes = running.map(({ cursor }) => cursor.classes);
-  return { results, replays, classes, targets: { pass: Int32Array.from(pass), row: Int32Array.from(row), target: Int32Array.from(target), sequence: Int32Array.from(sequence) } };
+  const column = (name: keyof BatchTargets): Int32Array => Int32Array.from(predicted, (one) => one[name]);
+  return {
+    results, replays, classes: running.map(({ cursor }) => cursor.classes), ...(keepSteps ? { steps: steps.map(joinSteps) } : {}),
+    targets: { pass: column('pass'), row: column('row'), target: column('target'), sequence: column('sequence') },
+  };
 }
 
 /** Pictures encoded, sequences added with their prompts appended, and told what to look at. */
 async function startBatch(session: NativeSession, sequences: readonly SequenceInput[], geometry: ModelGeometry, preset: Preset, withPixels: boolean, token: NativeCancelToken | undefined): Promise<Running[]> {
   const { frames, sizes } = packPictures(sequences);
+  const probes = sequences.map(({ probe, latents }) => (probe === undefined ? [] : givenSteps(probe, latents, geometry.hidden)));   // copied before anything waits
   let visual = sizes.length > 0 ? await session.encode(frames, sizes, token) : 0;
   const running: Running[] = [];
   for (const [place, input] of sequences.entries()) {
     const cursor = newCursor(session.add());
     visual += appendPrompt(cursor, input, geometry, preset.positions, visual);
-    const images = preset.replay && input.latents > 0 ? replayedImages(input, geometry, preset.allImages) : [];
+    const images = preset.replay && input.latents > 0 && input.probe?.blocks === undefined ? replayedImages(input, geometry, preset.allImages) : [];
     if (images.length > 0) await session.setPictures(cursor.id, picturesToReplay(images, cursor, preset, withPixels));
-    running.push({ place, input, cursor, images });
+    running.push({ place, input, cursor, images, probe: probes[place]! });
   }
   return running;
 }
 
 interface Predicted { row: number; target: number; sequence: number; }
 
+interface PackedPass { pass: NativePass; predicted: Predicted[]; sent: SentRows[]; }
+
 /** Pass `number`: new rows of the sequences that are still reasoning, and the words of those whose last latent it is. */
-function packPass(active: readonly Running[], number: number, form: ReasoningForm, preset: Preset, feedLastWord: boolean): { pass: NativePass; predicted: Predicted[] } {
+function packPass(active: readonly Running[], number: number, form: ReasoningForm, preset: Preset, feedLastWord: boolean): PackedPass {
   const pass = startPass();
   const predicted: Predicted[] = [];
+  const sent: SentRows[] = [];
   for (const { place, input, cursor, images } of active) {
     const before = cursor.kind.length;
+    const from = form === 'recompute' ? 0 : cursor.sent;
     const { words } = input;
     const isLast = input.latents === number;
     if (isLast) appendWords(cursor, feedLastWord ? words : Array.from(words).slice(0, -1), input.classes);
     const first = sendRows(pass, cursor, form, preset.replay && images.length > 0 && !isLast);
     for (let j = 0; isLast && j < words.length; j++) predicted.push({ row: first + before - 1 + j, target: words[j]!, sequence: place });
+    sent.push({ place, from, to: cursor.kind.length, first, isLast });
   }
-  return { pass: finishPass(pass), predicted };
+  return { pass: finishPass(pass), predicted, sent };
 }
 
 function checkBatch(sequences: readonly SequenceInput[], geometry: ModelGeometry): void {
@@ -150,12 +174,13 @@ function checkBatch(sequences: readonly SequenceInput[], geometry: ModelGeometry
     check.object('runBatch', `words of ${what}`, sequence.words);
     checkIds('runBatch', `word of ${what},`, sequence.words, geometry.vocab);
     check.integer('runBatch', `latents of ${what}`, sequence.latents, 0, MAX_LATENTS);
+    if (sequence.probe !== undefined) checkProbe(what, sequence.probe, sequence.latents, geometry.hidden);
   });
 }
 
-/** Latent steps of a sequence whose replay has a super-resolution loss, from 0: all that have a block, or the last one if it has. */
+/** Latent steps of a sequence whose replay has a super-resolution loss, from 0: all that have a block of their own, or the last one if it has. */
 function lossSteps(sequence: SequenceInput, geometry: ModelGeometry, preset: Preset): number[] {
-  if (!preset.replay || !preset.tokenSr || sequence.latents === 0) return [];
+  if (!preset.replay || !preset.tokenSr || sequence.latents === 0 || sequence.probe?.blocks !== undefined) return [];
   const tokens = replayedImages(sequence, geometry, preset.allImages).reduce((sum, { columns }) => sum + columns.length, 0);
   const steps = Array.from({ length: sequence.latents }, (_, step) => step);
   return (preset.srSteps === 'last' ? steps.slice(-1) : steps).filter((step) => replayedRows(preset, tokens, step) > 0);

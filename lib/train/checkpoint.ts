@@ -133,9 +133,13 @@ async function readState(path: string): Promise<TrainerState> {
 
 /** Reads what a training of an adapter wrote: the adapter and the parameters beside the backbone, which is that of the base. */
 async function readAdapter(native: NativeModel, folder: string, { layers }: Adapter, preset: Preset): Promise<void> {
-  const file = await openAdapter(folder, new Map(layers.map((layer) => [layer.target, layer])));
-  const lacking = layers.find(({ target, rank }) => !file.adapter.layers.some((layer) => layer.target === target && layer.rank === rank));
-  if (lacking !== undefined) fail('ERR_CHECKPOINT', 'train', `Expected an adapter of rank ${lacking.rank} on '${lacking.target}' in ${file.path} but received none; resume with the same adapter`);
+  const file = await openAdapter(folder, new Map(layers.map((layer) => [layer.target, layer])), 'adapter in training');
+  const saved = new Map(file.adapter.layers.map((layer) => [layer.target, layer]));
+  const differs = layers.find(({ target, rank, scale }) => saved.get(target)?.rank !== rank || saved.get(target)?.scale !== scale);
+  if (differs !== undefined) {
+    const has = saved.get(differs.target);
+    fail('ERR_CHECKPOINT', 'train', `Expected an adapter of rank ${differs.rank} and scale ${differs.scale} on '${differs.target}' in ${file.path} but received ${has === undefined ? 'none' : `rank ${has.rank} and scale ${has.scale}`}; resume with the same adapter`);
+  }
   checkPreset(folder, parseRecord(await readJson(join(folder, 'plumbline.json')), MAX_LAYERS).preset, preset);
   const extras = await readExtras(folder);
   checkComplete(native, extras);

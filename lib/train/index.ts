@@ -9,6 +9,7 @@ export {
   type GradientProfile, type ProfileGroup, type ProfileHead, type ProfileSamples, type ProfileStep,
 } from './profileFormat';
 export { PROFILE_COLUMNS, PROFILE_QUANTILES, type StatisticsRow } from './profileStatistics';
+export type { ReasoningSteps, SequenceProbe, SequenceRoute } from './probes';
 export { recordAnswer, recordData, recordPrompts, type RecordModel, type RecordOptions } from './recordData';
 export { learningRate, type Schedule } from './schedule';
 export { chooseTrainable, type TrainableChoice } from './trainable';

@@ -1,4 +1,5 @@
 /** The training loop: curriculum stages, accumulation, clipping, AdamW; stops at any moment and resumes with the same bits. */
+import { createHash } from 'node:crypto';
 import { abortable } from '../abort';
 import * as check from '../check';
 import { fail } from '../errors';
@@ -88,10 +89,13 @@ interface Started {
 /** Everything is checked, and the session opened, before the model or a file is changed. */
 async function startTraining(model: ModelView & SavableModel, full: FullOptions): Promise<Started> {
   if (model.adapter !== undefined && full.trainVision) fail('ERR_ARGUMENT', 'train', 'Expected trainVision: false for a model with an adapter, which is trained instead of the weights, but received true; give the adapter vision: true to train the tower too');
+  if (model.adapter !== undefined && (await abortable(undefined, () => model.native.mergedAdapters())) > 0) {
+    fail('ERR_ARGUMENT', 'train', 'Expected an adapter that is not merged into the weights, because it is trained, but received one that is; call unmergeAdapter first, or load the model again');
+  }
   const preset = presetOf(model, full);
   const stages = planStages(full.stages, full.batchSize * full.accumulation, full.data.size);
   const total = stages.reduce((sum, { steps }) => sum + steps, 0);
-  const settings = settingsOf(full, stages, preset, model.adapter);
+  const settings = settingsOf(full, stages, preset, model.adapter, model.adapter === undefined ? undefined : await baseDigest(model.native));
   const session = openReasoning('train', model, preset, { training: true, recompute: full.recompute, visionGradient: full.trainVision || adaptsVision(model.adapter), profile: full.profileFile !== undefined });
   try {
     if (full.checkpointFolder !== undefined) await prepareFolder(full.checkpointFolder);
@@ -192,15 +196,25 @@ function startingPoint({ resume, checkpointFolder }: FullOptions): string | unde
 }
 
 /** What a resumed run must have in common with the run that wrote the checkpoint. */
-function settingsOf(options: FullOptions, stages: readonly PlannedStage[], preset: Preset, adapter: Adapter | undefined): Record<string, unknown> {
+function settingsOf(options: FullOptions, stages: readonly PlannedStage[], preset: Preset, adapter: Adapter | undefined, base: string | undefined): Record<string, unknown> {
   const { batchSize, accumulation, seed, beta1, beta2, epsilon, weightDecay, maxNorm, trainVision, data } = options;
   return {
-    ...(adapter === undefined ? {} : { adapter: { alpha: adapter.alpha, dropout: adapter.dropout } }), batchSize, accumulation, seed, beta1, beta2, epsilon, weightDecay, maxNorm, trainVision, preset: presetJson(preset), dataSize: data.size ?? null, stages };
+    ...(adapter === undefined ? {} : { adapter: { dropout: adapter.dropout, base } }),
+    batchSize, accumulation, seed, beta1, beta2, epsilon, weightDecay, maxNorm, trainVision, preset: presetJson(preset), dataSize: data.size ?? null, stages,
+  };
 }
 
 /** The model's preset with the option's changes. */
 function presetOf(model: ModelView, { latentGradient, preset }: FullOptions): Preset {
   return makePreset({ ...(typeof preset === 'string' ? { name: preset } : preset), ...(latentGradient === undefined ? {} : { latentGradient }) }, model.geometry.layers, model.preset);
+}
+
+/** Tells the weights below an adapter from others: a hash of a few of them. */
+async function baseDigest(native: NativeModel): Promise<string> {
+  const names = native.parameters().map(({ name }) => name).filter((name) => /^model\.(norm\.weight|layers\.\d+\.(input_layernorm\.weight|self_attn\.[qv]_proj\.bias))$|^model\.layers\.0\.self_attn\.[qkvo]_proj\.weight$/.test(name));
+  const hash = createHash('sha256');
+  for (const name of names) hash.update(name).update(new Uint8Array((await abortable(undefined, () => native.readParameter(name, 'value'))).buffer));
+  return hash.digest('hex').slice(0, 16);
 }
 
 interface RanStep {

@@ -1,6 +1,7 @@
 #pragma once
-// splitmix64's finaliser: 64 bits of a counter or a key to 64 bits that look independent of it.
+// Hashes: of names, and splitmix64's finaliser, which makes of a counter or a key 64 bits that look independent of it.
 #include <cstdint>
+#include <string>
 
 namespace plumbline {
 
@@ -12,6 +13,12 @@ inline uint64_t mix(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
   return x ^ (x >> 31);
+}
+
+inline uint64_t hash_name(const std::string& name) {  // FNV-1a
+  uint64_t hash = 0xcbf29ce484222325ull;
+  for (unsigned char c : name) hash = (hash ^ c) * 0x100000001b3ull;
+  return hash;
 }
 
 // Another key for each salt. 0 means none and stays 0.

@@ -16,12 +16,6 @@ struct LinearLayers::Part {
 
 namespace {
 
-uint64_t hash_name(const std::string& name) {  // FNV-1a
-  uint64_t hash = 0xcbf29ce484222325ull;
-  for (unsigned char c : name) hash = (hash ^ c) * 0x100000001b3ull;
-  return hash;
-}
-
 std::string layer_of(const Parameter& weight) { return weight.name.substr(0, weight.name.size() - (sizeof(".weight") - 1)); }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "../core/error.h"
+#include "../core/mix.h"
 
 namespace plumbline {
 namespace {
@@ -17,12 +18,6 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
   return text + "]";
-}
-
-uint64_t hash_name(const std::string& name) {  // FNV-1a
-  uint64_t hash = 0xcbf29ce484222325ull;
-  for (unsigned char c : name) hash = (hash ^ c) * 0x100000001b3ull;
-  return hash;
 }
 
 }  // namespace
@@ -81,7 +76,8 @@ void Parameters::append_text(const TextSpec& text) {
 
 void Parameters::append_adapter(const AdapterSpec& adapter) {
   const Parameter& base = find(adapter.target + ".weight");
-  require(base.shape.size() == 2, "ERR_SHAPE", "[Model] Expected the adapter's target '" + adapter.target + "' to be a linear layer but received a weight of shape " + shape_text(base.shape));
+  require((adapter.target.rfind("model.layers.", 0) == 0 || adapter.target.rfind("visual.", 0) == 0) && base.shape.size() == 2, "ERR_ARGUMENT",
+          "[Model] Expected the adapter's target to be a linear layer of the decoder or the vision tower but received '" + adapter.target + "'");
   const int64_t out = base.shape[0], in = base.shape[1];
   append("lora." + adapter.target + ".A", {adapter.rank, in});
   append("lora." + adapter.target + ".B", {out, adapter.rank});

@@ -21,7 +21,7 @@ struct Parameter {
   bool joined = false;     // lies directly behind its predecessor: one GEMM serves both
   int64_t size = 0;        // elements
   size_t value_offset = 0; // bytes into the value arena
-  int64_t state_offset = -1;// elements into the f32 arenas: gradient, first, second, master; -1: none, the parameter is frozen
+  int64_t state_offset = -1;// elements into the f32 arenas: gradient, first, second, master; -1: none, neither it nor what its gradient is made with is trained
 };
 
 enum class Slot { value, gradient, first, second, master };
@@ -71,8 +71,8 @@ class Parameters {
   };
   LinearGradient linear_gradient(const std::string& weight, const std::string& bias);
 
-  // Room for gradients and optimiser state, all zero, of the parameters that are trainable now. Nothing happens where the room is as
-  // it was; else what was there is gone.
+  // Room for gradients and moments, all zero, and masters of the parameters that are trainable now. Nothing happens where the room is as
+  // it was; else gradients and moments of before are gone. Masters stay.
   void enable_training();
   bool training() const { return gradient_ != nullptr; }
   void zero_gradients();

@@ -58,19 +58,24 @@ void Parameters::enable_training() {
   int64_t total = 0;
   const std::vector<int64_t> offsets = state_layout(&total);
   if (gradient_ && std::equal(offsets.begin(), offsets.end(), list_.begin(), [](int64_t offset, const Parameter& p) { return offset == p.state_offset; })) return;
-  gradient_.reset(), first_.reset(), second_.reset(), master_.reset();
-  for (Parameter& p : list_) p.state_offset = -1;
+  gradient_.reset(), first_.reset(), second_.reset();
   const size_t bytes = static_cast<size_t>(std::max<int64_t>(total, 1)) * sizeof(float);
   auto gradient = std::make_unique<Block>(backend_, bytes), first = std::make_unique<Block>(backend_, bytes), second = std::make_unique<Block>(backend_, bytes);
   const bool has_masters = std::any_of(list_.begin(), list_.end(), [&](const Parameter& p) { return p.dtype == DType::bf16 && offsets[static_cast<size_t>(&p - list_.data())] >= 0; });
   auto master = has_masters ? std::make_unique<Block>(backend_, bytes) : nullptr;
   for (Block* block : {gradient.get(), first.get(), second.get()}) backend_.fill(block->floats(), 0.0f, total);
   for (size_t i = 0; i < list_.size(); ++i) {
+    const int64_t before = master_ ? list_[i].state_offset : -1;
     list_[i].state_offset = offsets[i];
     if (offsets[i] < 0 || list_[i].dtype == DType::f32) continue;
-    std::vector<float> values(static_cast<size_t>(list_[i].size));
+    const size_t size = static_cast<size_t>(list_[i].size);
+    if (before >= 0) {  // it holds more than the bf16 value
+      backend_.copy(master->floats() + offsets[i], master_->floats() + before, size * sizeof(float));
+      continue;
+    }
+    std::vector<float> values(size);
     read(list_[i], Slot::value, values.data());
-    backend_.upload(master->floats() + offsets[i], values.data(), values.size() * sizeof(float));
+    backend_.upload(master->floats() + offsets[i], values.data(), size * sizeof(float));
   }
   total_ = total;
   gradient_ = std::move(gradient), first_ = std::move(first), second_ = std::move(second), master_ = std::move(master);

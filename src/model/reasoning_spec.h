@@ -34,4 +34,11 @@ struct RoutingSpec {
   bool looks_ahead() const { return !layers.empty() && (rule == RouteRule::topk || gate == RouteGate::softmax_sequence); }
 };
 
+// Which rows of a pass take one extra pass of one layer, instead of those that the rule picks.
+struct ForcedRoute {
+  int32_t layer;
+  int32_t depth;                   // from 2
+  std::vector<int32_t> rows;       // packed rows, ascending; those that are no candidates (not in the pass before) are left out
+};
+
 }  // namespace plumbline

@@ -19,6 +19,18 @@ std::vector<int32_t> count_up(int64_t n) {
   return list;
 }
 
+// The candidates that are among `rows`, as places; their offsets per sequence.
+std::vector<int32_t> intersect(const std::vector<int32_t>& rows, RoutedTape& tape) {
+  std::vector<int32_t> cu{0};
+  tape.at.clear();
+  for (size_t b = 0; b + 1 < tape.cu_candidates.size(); ++b) {
+    for (int32_t at = tape.cu_candidates[b]; at < tape.cu_candidates[b + 1]; ++at)
+      if (std::binary_search(rows.begin(), rows.end(), tape.candidates[static_cast<size_t>(at)])) tape.at.push_back(at);
+    cu.push_back(static_cast<int32_t>(tape.at.size()));
+  }
+  return cu;
+}
+
 }  // namespace
 
 Router::Router(Model& model, Pool& pool, Decoder& decoder, CacheSet& caches, const RoutingSpec& spec)
@@ -72,6 +84,25 @@ void Router::score(int64_t layer, RoutedTape& tape, const float* h) {
   backend.linear(tape.hidden->floats(), p.weight(name + "2.weight"), p.vector(name + "2.bias"), tape.scores->floats(), n, false);
 }
 
+void Router::check(const std::vector<ForcedRoute>& forced, int64_t count) const {
+  for (size_t i = 0; i < forced.size(); ++i) {
+    const ForcedRoute& route = forced[i];
+    const std::string received = "layer " + std::to_string(route.layer) + " at depth " + std::to_string(route.depth);
+    require(is_routed(route.layer) && route.depth >= 2 && route.depth <= spec_.max_depth, "ERR_ARGUMENT",
+            "[extend] Expected forcedRoutes of layers that the session routes, at depths 2.." + std::to_string(spec_.max_depth) + ", but received " + received);
+    for (size_t j = 0; j < i; ++j)
+      require(forced[j].layer != route.layer || forced[j].depth != route.depth, "ERR_ARGUMENT", "[extend] Expected each layer and depth once in forcedRoutes but received " + received + " twice");
+    for (size_t k = 0; k < route.rows.size(); ++k)
+      require(route.rows[k] >= 0 && route.rows[k] < count && (k == 0 || route.rows[k] > route.rows[k - 1]), "ERR_RANGE",
+              "[extend] Expected rows of forcedRoutes to rise within 0.." + std::to_string(count - 1) + " but received " + std::to_string(route.rows[k]) + " at " + std::to_string(k));
+  }
+}
+
+const ForcedRoute* Router::forced_route(int64_t layer, int32_t depth) const {
+  const auto found = std::find_if(forced_.begin(), forced_.end(), [&](const ForcedRoute& route) { return route.layer == layer && route.depth == depth; });
+  return found == forced_.end() ? nullptr : &*found;
+}
+
 void Router::choose(int64_t layer, const PassRows& rows, RoutedTape& tape) {
   const size_t B = rows.sequences.size(), n = tape.candidates.size();
   RouteTokens route{spec_.rule, static_cast<int32_t>(B), tape.cu_candidates.data(), threshold(layer), spec_.alpha, nullptr, nullptr};
@@ -99,6 +130,11 @@ void Router::choose(int64_t layer, const PassRows& rows, RoutedTape& tape) {
   tape.at.resize(static_cast<size_t>(cu_routed[B]));
   order.resize(spec_.misordered ? tape.at.size() : 0);
   for (size_t b = 0; spec_.rule == RouteRule::prefix_topk && b < B; ++b) seen_.back().best[b].count = counts[b];
+  // The rule has seen the scores as ever: later passes that are not forced go on from them.
+  if (const ForcedRoute* route = forced_route(layer, tape.depth)) {
+    cu_routed = intersect(route->rows, tape);
+    if (spec_.misordered) order = tape.at;
+  }
   for (int32_t at : tape.at) tape.rows.push_back(tape.candidates[static_cast<size_t>(at)]);
   tape.target_at = spec_.misordered ? std::move(order) : tape.at;
   for (int32_t at : tape.target_at) tape.target_rows.push_back(tape.candidates[static_cast<size_t>(at)]);

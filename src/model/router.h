@@ -3,6 +3,7 @@
 // that take another pass through the same layer, and their output is fused back. The rows of an extra pass are compacted in position
 // order over the whole ragged batch; they attend to the routed rows of their sequence, whose keys and values have a cache of their own.
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "cache_set.h"
@@ -38,13 +39,16 @@ class Router {
   void backward(int64_t layer, const std::vector<RoutedTape>& passes, float penalty, Buffer& dx);
   // The rows of a pass now belong to their sequences.
   void commit(int64_t layer, const PassRows& rows, const std::vector<RoutedTape>& passes);
-  // Forgets what a pass that was not committed had seen.
-  void forget() { seen_.clear(); }
+  // Starts a pass: forgets what one that was not committed had seen. forced: checked ones of the pass.
+  void start(std::vector<ForcedRoute> forced) { seen_.clear(), forced_ = std::move(forced); }
+  // Throws unless they are of routed layers and name rising rows of a pass of `count` rows.
+  void check(const std::vector<ForcedRoute>& forced, int64_t count) const;
 
  private:
   int64_t place(int64_t layer) const;
   void score(int64_t layer, RoutedTape& tape, const float* h);
   void choose(int64_t layer, const PassRows& rows, RoutedTape& tape);
+  const ForcedRoute* forced_route(int64_t layer, int32_t depth) const;
   void prepare(int64_t layer, const PassRows& rows, RoutedTape& tape);
   void run(int64_t layer, const PassRows& rows, Buffer& x, bool keep, RoutedTape& tape);
   void backward_scores(int64_t layer, const RoutedTape& tape, const float* dscores, Buffer& dx);
@@ -64,6 +68,7 @@ class Router {
     std::vector<PrefixBest> best;  // [B]
   };
   std::vector<Seen> seen_;
+  std::vector<ForcedRoute> forced_;  // of the pass at hand
 };
 
 }  // namespace plumbline

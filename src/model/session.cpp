@@ -27,7 +27,7 @@ Session::Impl::Impl(std::shared_ptr<Model> m, const SessionOptions& o)
 // Here and not in the constructor, which runs on another thread than enable_training.
 void Session::Impl::check_training() const {
   require(!options.training || model->parameters.training(), "ERR_ARGUMENT", "[Session] Expected the model's training to be enabled before a training session is used");
-  require(!options.training || !model->adapters.merged(), "ERR_ARGUMENT", "[Session] Expected an adapter that is not merged into the weights, because it is trained; call unmergeAdapter first");
+  require(!options.training || model->adapters.merged() == 0, "ERR_ARGUMENT", "[Session] Expected an adapter that is not merged into the weights, because it is trained; call unmergeAdapter first, or load the model again");
 }
 
 Session::Session(std::shared_ptr<Model> model, const SessionOptions& options) : impl_(std::make_unique<Impl>(std::move(model), options)) {}
@@ -212,7 +212,7 @@ void Session::Impl::drop_tape() {
 }
 
 void Session::reset(uint64_t dropout_key) {
-  impl_->dropout_key = dropout_key;
+  impl_->dropout_key = impl_->options.training ? dropout_key : 0;
   impl_->drop_tape();
   impl_->visual_gradient.reset();
   impl_->gradient_norms = GradientNorms{};

@@ -29,6 +29,7 @@ struct PassInput {
   bool keep_layer_inputs = false;   // for read(); always kept while training
   std::vector<uint8_t> saliency;    // [B] or empty: 1 where the last row's attention to the sequence's pictures is wanted
   bool trace_routing = false;
+  std::vector<ForcedRoute> forced_routes;  // each (layer, depth) at most once; those that are not named follow the rule
 };
 
 struct RoutingTrace {               // one extra pass of one layer; row numbers are packed rows of the pass

@@ -106,10 +106,12 @@ struct Session::Impl {
   void drop_tape();                      // passes, replays, pictures, sequences, visual and stored rows
   void append_rows(Buffer& store, int64_t& rows, int64_t& capacity, int64_t width, const float* from, int64_t count);
 
-  // session_pass.cpp
+  // session_check.cpp
   void check(const PassInput& input);
   void check_rows(const PassInput& input) const;
   void check_saliency(const PassInput& input);
+
+  // session_pass.cpp
   std::unique_ptr<Pass> prepare(PassInput input);
   void prepare_saliency(Pass& pass);
   Buffer embed(Pass& pass);

@@ -24,6 +24,7 @@ Napi::Function ModelBinding::define(Napi::Env env) {
                       InstanceMethod<&ModelBinding::read_parameter>("readParameter"), InstanceMethod<&ModelBinding::read_parameter_bf16>("readParameterBf16"),
                       InstanceMethod<&ModelBinding::read_merged>("readMerged"),
                       InstanceMethod<&ModelBinding::merge_adapters>("mergeAdapters"), InstanceMethod<&ModelBinding::unmerge_adapters>("unmergeAdapters"),
+                      InstanceMethod<&ModelBinding::merged_adapters>("mergedAdapters"),
                       InstanceMethod<&ModelBinding::write_parameter>("writeParameter"), InstanceMethod<&ModelBinding::initialize>("initialize"),
                       InstanceMethod<&ModelBinding::enable_training>("enableTraining"), InstanceMethod<&ModelBinding::zero_gradients>("zeroGradients"),
                       InstanceMethod<&ModelBinding::optimizer_step>("optimizerStep"), InstanceMethod<&ModelBinding::gradient_norm>("gradientNorm"),
@@ -143,6 +144,7 @@ Napi::Value ModelBinding::load_file(const Napi::CallbackInfo& info) {
     }
     const auto token = read_token(arguments.at(2, "token"));
     return submit(info.Env(), "loadFile", token, [path, tensors = std::move(tensors), cpu = environment_->cpu()](Model& model, const CancelFlag& flag) {
+      require(model.adapters.merged() == 0, "ERR_ARGUMENT", "[loadFile] Expected an adapter that is not merged into the weights, because they are replaced; call unmergeAdapter first, or load the model anew");
       load_tensors(path, tensors, model.parameters, cpu->pool(), flag);
       return reply_nothing();
     });

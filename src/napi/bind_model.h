@@ -33,6 +33,7 @@ class ModelBinding : public Napi::ObjectWrap<ModelBinding> {
   Napi::Value read_parameter_bf16(const Napi::CallbackInfo& info);
   Napi::Value read_merged(const Napi::CallbackInfo& info);
   Napi::Value merge_adapters(const Napi::CallbackInfo& info);
+  Napi::Value merged_adapters(const Napi::CallbackInfo& info);
   Napi::Value unmerge_adapters(const Napi::CallbackInfo& info);
   Napi::Value write_parameter(const Napi::CallbackInfo& info);
   Napi::Value initialize(const Napi::CallbackInfo& info);

@@ -68,6 +68,12 @@ Napi::Value ModelBinding::merge_adapters(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value ModelBinding::merged_adapters(const Napi::CallbackInfo& info) {
+  return promised(info.Env(), [&] {
+    return submit(info.Env(), "mergedAdapters", nullptr, [](Model& model, const CancelFlag&) { return reply_number(static_cast<double>(model.adapters.merged())); });
+  });
+}
+
 Napi::Value ModelBinding::unmerge_adapters(const Napi::CallbackInfo& info) {
   return promised(info.Env(), [&] {
     return submit(info.Env(), "unmergeAdapters", nullptr, [](Model& model, const CancelFlag&) {

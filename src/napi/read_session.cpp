@@ -8,7 +8,7 @@ namespace {
 
 constexpr int64_t kMaxPosition = int64_t{1} << 24;  // beyond it a float cannot tell neighbours apart
 constexpr int64_t kMaxSide = int64_t{1} << 20, kMaxFrames = int64_t{1} << 16;
-constexpr int64_t kMaxPatches = 1 << 20, kMaxDepth = 4;
+constexpr int64_t kMaxPatches = 1 << 20, kMaxDepth = 4, kMaxLayers = 4096;
 
 void check_values(const char* op, const char* name, const std::vector<int32_t>& values, int64_t end) {
   for (size_t i = 0; i < values.size(); ++i)
@@ -37,7 +37,7 @@ ReplaySpec read_replay_spec(const Argument& from) {
 
 RoutingSpec read_routing_spec(const Argument& from) {
   RoutingSpec spec;
-  for (const Argument& layer : from.field("layers").elements(4096)) spec.layers.push_back(layer.integer(0, 4095));
+  for (const Argument& layer : from.field("layers").elements(kMaxLayers)) spec.layers.push_back(layer.integer(0, kMaxLayers - 1));
   require(std::adjacent_find(spec.layers.begin(), spec.layers.end(), std::greater_equal<int64_t>()) == spec.layers.end(), "ERR_RANGE",
           "[Session] Expected routing.layers to rise");
   constexpr RouteRule rules[] = {RouteRule::threshold, RouteRule::prefix_topk, RouteRule::topk};
@@ -53,6 +53,14 @@ RoutingSpec read_routing_spec(const Argument& from) {
   require(!spec.misordered || (spec.rule == RouteRule::topk && spec.fusion != Fusion::interpolate), "ERR_ARGUMENT",
           "[Session] Expected routing.misordered only with rule 'topk' and fusion 'plain' or 'scaled', as the released code has it");
   return spec;
+}
+
+// The session checks the rows and which layers there are.
+std::vector<ForcedRoute> read_forced_routes(const Argument& from) {
+  std::vector<ForcedRoute> routes;
+  for (const Argument& entry : from.elements(kMaxLayers * kMaxDepth))
+    routes.push_back({static_cast<int32_t>(entry.field("layer").integer(0, kMaxLayers - 1)), static_cast<int32_t>(entry.field("depth").integer(2, kMaxDepth)), entry.field("rows").i32()});
+  return routes;
 }
 
 constexpr uint64_t kMaxPictureBytes = uint64_t{1} << 40;
@@ -109,9 +117,10 @@ PassInput read_pass(const Argument& from, int64_t hidden) {
   check_values("extend", "logitRows", pass.logit_rows, T);
   check_values("extend", "hiddenRows", pass.hidden_rows, T);
   if (!keep.absent()) pass.keep_layer_inputs = keep.boolean();
-  const Argument saliency = from.field("saliency"), trace = from.field("traceRouting");
+  const Argument saliency = from.field("saliency"), trace = from.field("traceRouting"), forced = from.field("forcedRoutes");
   if (!saliency.absent()) pass.saliency = saliency.u8(static_cast<int64_t>(pass.sequences.size()));
   if (!trace.absent()) pass.trace_routing = trace.boolean();
+  if (!forced.absent()) pass.forced_routes = read_forced_routes(forced);
   return pass;
 }
 

@@ -186,7 +186,7 @@ describe('ops', () => {
 });
 
 describe('Model', () => {
-  const make = (change: (spec: { text: Record<string, unknown>; vision: Record<string, unknown>; dtype: unknown; extras?: unknown }) => void) => () => {
+  const make = (change: (spec: { text: Record<string, unknown>; vision: Record<string, unknown>; dtype: unknown; extras?: unknown; adapters?: unknown }) => void) => () => {
     const spec = tinySpec() as unknown as Parameters<typeof change>[0];
     change(spec);
     return new (native().Model)(spec as unknown as NativeModelSpec);
@@ -210,6 +210,13 @@ describe('Model', () => {
     [make((s) => { s.vision.windows = { side: 4, fullAttentionBlocks: [] }; }), 'ERR_UNSUPPORTED', "Expected vision.activation to be 'silu' in a tower with vision.windows but received another"],
     [make((s) => { s.dtype = 'f16'; }), 'ERR_ARGUMENT', "Expected spec.dtype to be one of 'f32', 'bf16' but received \"f16\""],
     [make((s) => { s.extras = [{ name: 'model.norm.weight', shape: [1] }]; }), 'ERR_ARGUMENT', "Expected parameter names to be unique but received 'model.norm.weight' twice"],
+    [make((s) => { s.adapters = [{ target: 'lm_head', rank: 1, scale: 1, dropout: 0 }]; s.text.tied = false; }), 'ERR_ARGUMENT', "Expected the adapter's target to be a linear layer of the decoder or the vision tower but received 'lm_head'"],
+    [make((s) => { s.adapters = [{ target: 'model.layers.0.input_layernorm', rank: 1, scale: 1, dropout: 0 }]; }), 'ERR_ARGUMENT', "Expected the adapter's target to be a linear layer of the decoder or the vision tower but received 'model.layers.0.input_layernorm'"],
+    [make((s) => { s.adapters = [{ target: 'model.layers.9.mlp.up_proj', rank: 1, scale: 1, dropout: 0 }]; }), 'ERR_ARGUMENT', "Expected the name of a parameter but received 'model.layers.9.mlp.up_proj.weight'"],
+    [make((s) => { s.adapters = [{ target: 'model.layers.0.mlp.up_proj', rank: 0, scale: 1, dropout: 0 }]; }), 'ERR_RANGE', 'Expected spec.adapters[0].rank to be an integer from 1 to 1048576 but received 0'],
+    [make((s) => { s.adapters = [{ target: 'model.layers.0.mlp.up_proj', rank: 1, scale: Infinity, dropout: 0 }]; }), 'ERR_RANGE', 'Expected spec.adapters[0].scale to be a finite number from -1000000 to 1000000 but received Infinity'],
+    [make((s) => { s.adapters = [{ target: 'model.layers.0.mlp.up_proj', rank: 1, scale: 1, dropout: 1 }]; }), 'ERR_RANGE', 'Expected spec.adapters[0].dropout to be a finite number from 0 to 0.999 but received 1'],
+    [make((s) => { s.adapters = [1, 2].map(() => ({ target: 'model.layers.0.mlp.up_proj', rank: 1, scale: 1, dropout: 0 })); }), 'ERR_ARGUMENT', "Expected parameter names to be unique but received 'lora.model.layers.0.mlp.up_proj.A' twice"],
     [make((s) => { s.extras = [{ name: 'x', shape: [2 ** 32, 2 ** 32] }]; }), 'ERR_RANGE', "Expected parameter 'x' to have at most 2^40 elements but received shape [4294967296, 4294967296]"],
   ];
   test.each(cases)('a wrong spec %#', (call, code, message) => {
@@ -232,6 +239,12 @@ describe('Model', () => {
     await expectRejection(loose.initialize!('model.norm.weight', 'uniform', 1, 1), 'ERR_ARGUMENT', "[initialize] Expected kind to be one of 'normal', 'constant' but received \"uniform\"");
     await expectRejection(loose.optimizerStep!({ learningRate: -1 }), 'ERR_RANGE', '[optimizerStep] Expected options.learningRate to be a finite number from 0 to 1000000 but received -1');
     await expectRejection(loose.gradientNorm!(), 'ERR_ARGUMENT', '[Model] Expected training to be enabled before gradients are used');
+    await expectRejection(loose.readMerged!('nope', 'f32'), 'ERR_ARGUMENT', '[readMerged] Expected name to be the name of a parameter but received "nope"');
+    await expectRejection(loose.readMerged!('model.norm.weight', 'f16'), 'ERR_ARGUMENT', "[readMerged] Expected dtype to be one of 'f32', 'bf16' but received \"f16\"");
+    await expectRejection(loose.mergeAdapters!(1), 'ERR_ARGUMENT', '[mergeAdapters] Expected keepBase to be a boolean but received 1');
+    await expectRejection(loose.mergeAdapters!(true), 'ERR_ARGUMENT', '[mergeAdapter] Expected a model with an adapter but received one without; load it with the option adapter');
+    await expectRejection(loose.unmergeAdapters!(), 'ERR_ARGUMENT', '[unmergeAdapter] Expected an adapter that is merged but received one that is not');
+    expect(await model.mergedAdapters()).toBe(0);
     expect(() => model.setTrainable('nope', true)).toThrow(expect.objectContaining({ code: 'ERR_ARGUMENT', message: '[setTrainable] Expected name to be the name of a parameter but received "nope"' }));
   });
 

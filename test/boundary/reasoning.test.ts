@@ -119,10 +119,28 @@ describe('extend', () => {
     [{ saliency: u8() }, 'ERR_SHAPE', 'pass.saliency to have 1 elements but received 0'],
     [{ traceRouting: 'yes' }, 'ERR_ARGUMENT', 'pass.traceRouting to be a boolean but received "yes"'],
     [{ kind: u8(4, 0), index: i32(0, 1) }, 'ERR_RANGE', 'stored rows in 0..-1 but received 0 at row 0'],
+    [{ forcedRoutes: 'all' }, 'ERR_ARGUMENT', 'pass.forcedRoutes to be an Array but received "all"'],
+    [{ forcedRoutes: [5] }, 'ERR_ARGUMENT', 'pass.forcedRoutes[0] to be an object but received 5'],
+    [{ forcedRoutes: [{ layer: -1, depth: 2, rows: i32() }] }, 'ERR_RANGE', 'pass.forcedRoutes[0].layer to be an integer from 0 to 4095 but received -1'],
+    [{ forcedRoutes: [{ layer: 0, depth: 1, rows: i32() }] }, 'ERR_RANGE', 'pass.forcedRoutes[0].depth to be an integer from 2 to 4 but received 1'],
+    [{ forcedRoutes: [{ layer: 0, depth: 2, rows: [0] }] }, 'ERR_DTYPE', 'pass.forcedRoutes[0].rows to be an Int32Array but received an Array'],
+    [{ forcedRoutes: [{ layer: 2, depth: 2, rows: i32() }] }, 'ERR_ARGUMENT', 'forcedRoutes of layers that the session routes, at depths 2..3, but received layer 2 at depth 2'],
+    [{ forcedRoutes: [{ layer: 1, depth: 4, rows: i32() }] }, 'ERR_ARGUMENT', 'forcedRoutes of layers that the session routes, at depths 2..3, but received layer 1 at depth 4'],
+    [{ forcedRoutes: [{ layer: 1, depth: 2, rows: i32() }, { layer: 0, depth: 2, rows: i32() }, { layer: 1, depth: 2, rows: i32(0) }] }, 'ERR_ARGUMENT', 'each layer and depth once in forcedRoutes but received layer 1 at depth 2 twice'],
+    [{ forcedRoutes: [{ layer: 0, depth: 2, rows: i32(0, 2) }] }, 'ERR_RANGE', 'rows of forcedRoutes to rise within 0..1 but received 2 at 1'],
+    [{ forcedRoutes: [{ layer: 0, depth: 2, rows: i32(-1) }] }, 'ERR_RANGE', 'rows of forcedRoutes to rise within 0..1 but received -1 at 0'],
+    [{ forcedRoutes: [{ layer: 0, depth: 2, rows: i32(1, 1) }] }, 'ERR_RANGE', 'rows of forcedRoutes to rise within 0..1 but received 1 at 1'],
     [{ saliency: u8(1) }, 'ERR_ARGUMENT', 'saliency of a sequence with pictures and with rows in this pass but received id 0'],
   ])('%j', async (change, code, message) => {
     const session = open(model);
     await expectRejection(session.extend({ ...tokenPass(session.add(), [1, 2]), ...change } as NativePass), code, `[extend] Expected ${message}`);
+  });
+  test('forced routes need a session that routes, and are no more than can be', async () => {
+    const session = new (native().Session)(model, { training: false, recompute: false, detachLatents: false, visionGradient: false });
+    await expectRejection(session.extend({ ...tokenPass(session.add(), [1, 2]), forcedRoutes: [{ layer: 0, depth: 2, rows: i32(0) }] }), 'ERR_ARGUMENT',
+      '[extend] Expected forcedRoutes of layers that the session routes, at depths 2..2, but received layer 0 at depth 2');
+    await expectRejection(session.extend({ ...tokenPass(session.add(), [1]), forcedRoutes: new Array(16385) }), 'ERR_SHAPE', '[extend] Expected pass.forcedRoutes to have at most 16384 elements but received 16385');
+    session.dispose();
   });
   test('stored rows end where the last block ends', async () => {
     const { session, id } = await ready();

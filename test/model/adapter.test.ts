@@ -11,9 +11,13 @@ import { runBatch } from '../../lib/train/batch';
 import { readTensors } from '../parity/goldens';
 import { END, IMAGE, noise, tinyModel } from '../train/tinyModel';
 
-const BASE = join(__dirname, '../fixtures/tiny-qwen2/checkpoint');
-const ADAPTER = join(__dirname, '../fixtures/tiny-qwen2-adapter');
-const EXPECTED = JSON.parse(readFileSync(join(ADAPTER, 'expected.json'), 'utf8')) as { prompt: number[]; words: number[]; tensors: Record<string, { max: number; err32: number }> };
+const FIXTURES = join(__dirname, '../fixtures');
+const BASE = join(FIXTURES, 'tiny-qwen2/checkpoint');
+const ADAPTER = join(FIXTURES, 'tiny-qwen2-adapter');
+/** What transformers and PEFT compute, and what with: test/fixtures/make_adapter.py. */
+const expectedOf = (adapter: string): { prompt: number[]; words: number[]; tensors: Record<string, { max: number; err32: number }> } =>
+  JSON.parse(readFileSync(join(adapter, 'expected.json'), 'utf8')) as ReturnType<typeof expectedOf>;
+const EXPECTED = expectedOf(ADAPTER);
 
 let folder: string;
 const models: LatentModel[] = [];
@@ -31,9 +35,9 @@ async function load(directory: string, options?: Parameters<typeof LatentModel.l
 interface Ran { logits: Float32Array; loss: number; gradients: Map<string, Float32Array> }
 
 /** Logits of the prompt and the words, their mean loss, and the gradients of the adapter. */
-async function run(model: LatentModel, { recompute = false, dropoutSeed, train = true }: { recompute?: boolean; dropoutSeed?: number; train?: boolean } = {}): Promise<Ran> {
-  const { prompt, words } = EXPECTED;
-  const frames = readTensors(join(ADAPTER, 'expected.safetensors')).get('frames') as Uint8Array;
+async function run(model: LatentModel, { recompute = false, dropoutSeed, train = true, adapter = ADAPTER }: { recompute?: boolean; dropoutSeed?: number; train?: boolean; adapter?: string } = {}): Promise<Ran> {
+  const { prompt, words } = expectedOf(adapter);
+  const frames = readTensors(join(adapter, 'expected.safetensors')).get('frames') as Uint8Array;
   const picture: Picture = { pixels: frames, frames: 1, height: 56, width: 84 };
   for (const { name } of model.native.parameters()) model.native.setTrainable(name, name.startsWith('lora.'));
   if (train) await model.native.enableTraining();
@@ -55,10 +59,10 @@ async function run(model: LatentModel, { recompute = false, dropoutSeed, train =
 }
 
 /** Shares of the tolerance of test/oracle/README.md, of everything that PEFT computed. */
-function worst(ran: Ran): Map<string, number> {
-  const want = readTensors(join(ADAPTER, 'expected.safetensors'));
+function worst(ran: Ran, adapter: string): Map<string, number> {
+  const want = readTensors(join(adapter, 'expected.safetensors'));
   const got = new Map<string, ArrayLike<number>>([['logits', ran.logits], ['loss', [ran.loss]], ...[...ran.gradients].map(([name, values]) => [`grad.${name}`, values] as const)]);
-  return new Map(Object.entries(EXPECTED.tensors).map(([name, { max, err32 }]) => {
+  return new Map(Object.entries(expectedOf(adapter).tensors).map(([name, { max, err32 }]) => {
     const values = want.get(name) as Float32Array;
     const mine = got.get(name)!;
     expect(mine).toHaveLength(values.length);
@@ -80,11 +84,20 @@ function largestDifference(a: Float32Array, b: Float32Array): number {
 }
 
 describe('an adapter that PEFT saved', () => {
-  test.each([{ recompute: false }, { recompute: true }])('logits, loss and gradients are those of transformers and PEFT in float64 (%p)', async ({ recompute }) => {
-    const model = await load(BASE, { adapter: ADAPTER });
-    const shares = worst(await run(model, { recompute }));
-    expect(shares.size).toBe(2 + 2 * 17);
-    for (const [name, share] of shares) expect([name, share <= 1]).toEqual([name, true]);
+  test.each([
+    ['tiny-qwen2', 17, false], ['tiny-qwen2', 17, true], ['tiny-qwen2_5', 18, false], ['tiny-qwen2_5', 18, true],
+  ] as const)('on %s, %i layers: logits, loss and gradients are those of transformers and PEFT in float64 (recompute: %p)', async (name, layers, recompute) => {
+    const adapter = join(FIXTURES, `${name}-adapter`);
+    const model = await load(join(FIXTURES, name, 'checkpoint'), { adapter });
+    const shares = worst(await run(model, { recompute, adapter }), adapter);
+    expect(shares.size).toBe(2 + 2 * layers);
+    for (const [tensor, share] of shares) expect([tensor, share <= 1]).toEqual([tensor, true]);
+  });
+
+  test('dropout is for training', async () => {
+    const model = await load(BASE, { adapter: { rank: 2, dropout: 0.5 } });
+    await model.native.initialize('lora.model.layers.0.mlp.down_proj.B', 'normal', 1, 1);
+    expect((await run(model, { train: false, dropoutSeed: 3 })).logits).toEqual((await run(model, { train: false })).logits);
   });
 
   test('its folder alone finds the base; rank, scale and layers are those of the files', async () => {
@@ -104,8 +117,11 @@ describe('an adapter that PEFT saved', () => {
     const before = await weights(model);
     const apart = await run(model, { train: false });
     const bytes = model.native.bytes();
+    const sizes = model.adapter!.layers.map((layer) => layer.out * layer.in);
+    await expect(model.mergeAdapter({ maxMemoryBytes: 1000, keepBase: false })).rejects.toMatchObject({ code: 'ERR_OUT_OF_MEMORY', message: expect.stringMatching(/^\[mergeAdapter\] Expected 0\.\d\d MB of memory for the 17 matrices that are changed but received 0\.00 MB\. Close other programs\.$/) as string });
+    await expect(model.unmergeAdapter()).rejects.toMatchObject({ code: 'ERR_ARGUMENT', message: '[unmergeAdapter] Expected an adapter that is merged but received one that is not' });
     await expect(model.mergeAdapter({ maxMemoryBytes: 1000 })).rejects.toMatchObject({
-      code: 'ERR_OUT_OF_MEMORY', message: `[mergeAdapter] Expected ${(4e-6 * model.adapter!.layers.reduce((sum, layer) => sum + layer.out * layer.in, 0)).toFixed(2)} MB of memory for a copy of the 17 matrices that are changed but received 0.00 MB. Close other programs, or merge with keepBase: false, which keeps no copy.`,
+      code: 'ERR_OUT_OF_MEMORY', message: `[mergeAdapter] Expected ${(4e-6 * sizes.reduce((sum, size) => sum + size, 0) + 12e-6 * Math.max(...sizes)).toFixed(2)} MB of memory for a copy of the 17 matrices that are changed but received 0.00 MB. Close other programs, or merge with keepBase: false, which keeps no copy.`,
     });
     await model.mergeAdapter();
     const merged = await run(model, { train: false });
@@ -120,9 +136,10 @@ describe('an adapter that PEFT saved', () => {
     await model.mergeAdapter({ keepBase: false });
     expect((await run(model, { train: false })).logits).toEqual(merged.logits);
     expect(model.native.bytes()).toBe(bytes);
-    await expect(model.unmergeAdapter()).rejects.toMatchObject({ code: 'ERR_ARGUMENT', message: '[unmergeAdapter] Expected an adapter that was merged with keepBase but received one that was merged without it; load the model again' });
+    await expect(model.unmergeAdapter()).rejects.toMatchObject({ code: 'ERR_ARGUMENT', message: '[unmergeAdapter] Expected an adapter that was merged with keepBase but received one without; load the model again' });
     await expect(model.mergeAdapter()).rejects.toMatchObject({ code: 'ERR_ARGUMENT', message: '[mergeAdapter] Expected an adapter that is not merged but received one that is' });
-    await expect(run(model)).rejects.toMatchObject({ code: 'ERR_ARGUMENT', message: '[Session] Expected an adapter that is not merged into the weights, because it is trained; call unmergeAdapter first' });
+    await expect(run(model)).rejects.toMatchObject({ code: 'ERR_ARGUMENT', message: '[Session] Expected an adapter that is not merged into the weights, because it is trained; call unmergeAdapter first, or load the model again' });
+    await expect(model.loadWeights(BASE)).rejects.toMatchObject({ code: 'ERR_ARGUMENT', message: '[loadFile] Expected an adapter that is not merged into the weights, because they are replaced; call unmergeAdapter first, or load the model anew' });
   });
 
   test('merged into bf16 weights: each is the rounded sum', async () => {
@@ -150,6 +167,47 @@ describe('an adapter that PEFT saved', () => {
     expect(json(out)).toEqual({ ...json(ADAPTER), base_model_name_or_path: resolve(BASE) });
     expect(await weights(await load(out))).toEqual(await weights(model));
     expect(existsSync(join(out, 'model.safetensors'))).toBe(false);
+  });
+
+  test('keys of alpha_pattern are ends of the names in the file', async () => {
+    const out = join(folder, 'patterns');
+    cpSync(ADAPTER, out, { recursive: true });
+    const json = JSON.parse(readFileSync(join(out, 'adapter_config.json'), 'utf8')) as object;
+    writeFileSync(join(out, 'adapter_config.json'), JSON.stringify({ ...json, alpha_pattern: { 'language_model.layers.0.self_attn.v_proj': 60, 'visual.blocks.1.attn.qkv': 8, 'ayers.1.self_attn.v_proj': 9 } }));
+    const scales = new Map((await load(BASE, { adapter: out })).adapter!.layers.map(({ target, scale }) => [target, scale]));
+    expect([scales.get('model.layers.0.self_attn.v_proj'), scales.get('visual.blocks.1.attn.qkv'), scales.get('model.layers.1.self_attn.v_proj')]).toEqual([15, 2, 1.5]);
+  });
+
+  test('names of older versions are read, and kept', async () => {
+    const [old, again] = [join(folder, 'old'), join(folder, 'old-again')];
+    cpSync(ADAPTER, old, { recursive: true });
+    const tensors = await bytesOf(join(ADAPTER, 'adapter_model.safetensors'));
+    const header = await readHeader(join(ADAPTER, 'adapter_model.safetensors'));
+    const classic = (name: string): string => name.replace('.model.language_model.', '.model.').replace('.model.visual.', '.visual.');
+    await writeSafetensors(join(old, 'adapter_model.safetensors'), [...tensors].map(([name, bytes]) => ({
+      name: classic(name), shape: header.tensors.get(name)!.shape, dtype: 'F32' as const, read: () => Promise.resolve(new Float32Array(Uint8Array.from(bytes).buffer)),
+    })));
+    const model = await load(BASE, { adapter: old });
+    await model.saveAdapter(again);
+    expect(await bytesOf(join(again, 'adapter_model.safetensors'))).toEqual(new Map([...tensors].map(([name, bytes]) => [classic(name), bytes])));
+    expect((await run(model, { train: false })).logits).toEqual((await run(await load(BASE, { adapter: ADAPTER }), { train: false })).logits);
+  });
+
+  test('beside weights it belongs to them, and a whole model in its place leaves none of it', async () => {
+    const both = join(folder, 'both');
+    cpSync(BASE, both, { recursive: true });
+    cpSync(ADAPTER, both, { recursive: true });
+    const model = await load(both);
+    expect(model.adapter?.layers).toHaveLength(17);
+    await expect(model.saveAdapter(both)).rejects.toMatchObject({
+      code: 'ERR_ARGUMENT', message: `[saveAdapter] Expected a folder without config.json, because an adapter beside weights is put on top of them, but received ${both}. Choose another folder.`,
+    });
+    await model.save(both);
+    expect([existsSync(join(both, 'adapter_config.json')), existsSync(join(both, 'adapter_model.safetensors'))]).toEqual([false, false]);
+    const whole = await load(both);
+    expect(whole.adapter).toBeUndefined();
+    await model.mergeAdapter();
+    expect((await run(whole, { train: false })).logits).toEqual((await run(model, { train: false })).logits);
   });
 
   test('a whole checkpoint has it folded in', async () => {
@@ -292,6 +350,9 @@ describe('damaged and foreign adapters', () => {
     [{ bias: 'all' }, 'ERR_UNSUPPORTED', /^\[load\] Expected bias in adapter_config\.json to be something supported but received "all": only 'none' is implemented; train without biases$/],
     [{ use_dora: true }, 'ERR_UNSUPPORTED', /^\[load\] Expected use_dora in .* received true: this variant is not implemented; merge the adapter in Python, or train plain LoRA$/],
     [{ modules_to_save: ['lm_head'] }, 'ERR_UNSUPPORTED', /^\[load\] Expected modules_to_save in .* received \["lm_head"\]: this variant/],
+    [{ init_lora_weights: 'pissa' }, 'ERR_UNSUPPORTED', /^\[load\] Expected init_lora_weights in adapter_config\.json to be something supported but received "pissa": reading such an adapter changes the base weights; convert it to plain LoRA in PEFT/],
+    [{ kasa_config: {} }, 'ERR_UNSUPPORTED', /^\[load\] Expected kasa_config in .* received \{\}: this variant/],
+    [{ lora_alpha: 1e8 }, 'ERR_CHECKPOINT', /^\[load\] Expected lora_alpha in adapter_config\.json to be a number above 0, at most 1000000 but received 100000000\. Correct the file\.$/],
     [{ r: -1 }, 'ERR_CHECKPOINT', /^\[load\] Expected r in adapter_config\.json to be a whole number from 1 to 1048576 but received -1\. /],
     [{ lora_alpha: 'much' }, 'ERR_CHECKPOINT', /^\[load\] Expected lora_alpha in adapter_config\.json to be a finite number above 0 but received "much"\. /],
     [{ lora_dropout: 1 }, 'ERR_CHECKPOINT', /^\[load\] Expected lora_dropout in adapter_config\.json to be a number from 0 to 0\.999 but received 1\. Correct the file\.$/],
@@ -305,14 +366,24 @@ describe('damaged and foreign adapters', () => {
   test.each<[(tensors: Map<string, { shape: number[]; data: Float32Array }>) => void, RegExp]>([
     [(tensors) => tensors.delete(`${Q}.lora_A.weight`), /^\[load\] Expected lora_A and lora_B of 'model\.layers\.0\.self_attn\.q_proj' but received only lora_B in .*\. Save the adapter again\.$/],
     [(tensors) => tensors.set(`${Q}.lora_C.weight`, { shape: [1], data: new Float32Array(1) }), /^\[load\] Expected the tensors of .* to belong to linear layers of the model but received '.*lora_C\.weight'\. /],
-    [(tensors) => tensors.set('base_model.model.model.language_model.layers.7.self_attn.q_proj.lora_A.weight', { shape: [4, 40], data: new Float32Array(160) }), /^\[load\] Expected the tensors of .* received '.*layers\.7.*'\. The adapter belongs to another model, or adapts what is not supported\.$/],
+    [(tensors) => tensors.set('base_model.model.model.language_model.layers.7.self_attn.q_proj.lora_A.weight', { shape: [4, 40], data: new Float32Array(160) }), /^\[load\] Expected the tensors of .* received '.*layers\.7.*'\. The file belongs to another model, or adapts what is not supported\.$/],
     [(tensors) => tensors.set(`${Q}.lora_A.weight`, { shape: [4, 41], data: new Float32Array(164) }), /^\[load\] Expected tensor '.*q_proj\.lora_A\.weight' to have shape \[rank, 40\] but received \[4, 41\] in .*\. The adapter belongs to another model\.$/],
     [(tensors) => tensors.set(`${Q}.lora_B.weight`, { shape: [40, 5], data: new Float32Array(200) }), /^\[load\] Expected tensor '.*q_proj\.lora_B\.weight' to have shape \[40, 4\] but received \[40, 5\] in /],
     [(tensors) => tensors.set('base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight', { shape: [4, 40], data: new Float32Array(160) }), /^\[load\] Expected one lora_A of 'model\.layers\.0\.self_attn\.q_proj' but received a second, '.*', in /],
+    [(tensors) => tensors.set('lora_A.weight', { shape: [1], data: new Float32Array(1) }), /^\[load\] Expected the tensors of .* received 'lora_A\.weight'\. /],
     [(tensors) => tensors.clear(), /^\[load\] Expected the matrices of an adapter in .* but received none\. Save the adapter again\.$/],
     [(tensors) => tensors.get(`${Q}.lora_A.weight`)!.data.fill(NaN, 5, 6), /^\[Model\.load\] Expected the values of 'lora\.model\.layers\.0\.self_attn\.q_proj\.A' to be finite but element 5 is NaN or infinite; /],
   ])('adapter_model.safetensors %#', async (change, message) => {
     await expect(LatentModel.load(await broken({}, change))).rejects.toMatchObject({ code: 'ERR_CHECKPOINT', message: expect.stringMatching(message) as string });
+  });
+
+  test('tensors of another type', async () => {
+    const out = await broken({});
+    const path = join(out, 'adapter_model.safetensors');
+    const bytes = readFileSync(path);
+    const text = bytes.toString('latin1').replace('"dtype":"F32"', '"dtype":"I32"');
+    writeFileSync(path, Buffer.from(text, 'latin1'));
+    await expect(LatentModel.load(out)).rejects.toMatchObject({ code: 'ERR_CHECKPOINT', message: expect.stringMatching(/^\[load\] Expected tensor '.*' to be F32, F16 or BF16 but received I32 in .*\. Save the adapter again\.$/) as string });
   });
 
   test('missing files', async () => {

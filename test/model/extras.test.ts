@@ -241,6 +241,9 @@ describe('a checkpoint', () => {
       writeFileSync(file(), original);
       await rewrite(change('step.2', (tensor) => [tensor, { ...tensor, name: 'model.norm.weight' }]));
       await refused('ERR_CHECKPOINT', `[load] Expected tensor 'model.norm.weight' in the files of the backbone but received it in ${file()}. ${damaged}`);
+      writeFileSync(file(), original);
+      await rewrite(change('step.2', (tensor) => [tensor, { ...tensor, name: 'lora.model.layers.0.mlp.up_proj.A' }]));
+      await refused('ERR_CHECKPOINT', `[load] Expected tensor 'lora.model.layers.0.mlp.up_proj.A' in adapter_model.safetensors but received it in ${file()}. ${damaged}`);
     });
 
     test('NaN', async () => {

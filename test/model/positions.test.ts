@@ -75,6 +75,14 @@ describe('frames of Qwen2.5-VL are as far apart as in time', () => {
   });
 });
 
+test('positions that would leave their range are refused', () => {
+  const video = { ...GEOMETRY, tokensPerSecond: 4 };
+  const ids = [1, 2].flatMap(() => [304, 304, 7]);
+  expect(() => mropePositions(ids, [[2, 2, 2], [2, 2, 2]], video, [2_500_000, 2_500_000])).toThrow(expect.objectContaining({
+    code: 'ERR_RANGE', message: '[positions] Expected position ids up to 16777216 but received 20000003 after picture 1; give fewer or shorter videos',
+  }));
+});
+
 test('two pictures side by side, without text between them', () => {
   const { positions, delta } = mropePositions([303, 303, 303, 303, 7], [[1, 2, 4], [1, 4, 2]], GEOMETRY);
   expect([...positions]).toEqual([0, 0, 2, 2, 4, 0, 0, 2, 3, 4, 0, 1, 2, 2, 4]);

@@ -3,7 +3,7 @@ import type { LatentModel } from '../../lib/latentModel';
 import { routes, type Preset } from '../../lib/model/preset';
 import { openReasoning } from '../../lib/model/reasoning';
 import type { NativeRoutingTrace } from '../../lib/native';
-import { countSuperResolved, replayLosses, runBatch, type SequenceInput } from '../../lib/train/batch';
+import { countSuperResolved, replayLosses, runBatch, type BatchOptions, type SequenceInput } from '../../lib/train/batch';
 import { disposing } from './reasoner';
 
 export interface StepOutcome {
@@ -25,17 +25,19 @@ export interface StepSettings {
   lossOnly?: boolean;
   /** Of the adapter; absent: none is dropped. */
   dropoutSeed?: number;
+  /** Of each sequence, see `BatchOptions`. */
+  forcedRoutes?: NonNullable<BatchOptions['forcedRoutes']>;
 }
 
 export async function trainingStep(model: LatentModel, preset: Preset, sequences: readonly SequenceInput[], settings: StepSettings = {}): Promise<StepOutcome> {
-  const { recompute = false, visionGradient = true, lossOnly = false, dropoutSeed } = settings;
+  const { recompute = false, visionGradient = true, lossOnly = false, dropoutSeed, forcedRoutes } = settings;
   await model.native.enableTraining();
   await model.native.zeroGradients();
   return disposing(openReasoning('test', model, preset, { training: true, recompute, visionGradient }), async (session) => {
     await session.reset(dropoutSeed);
     const segments: Int32Array[] = [];
     const run = await runBatch(session, sequences, model.geometry, {
-      preset, targets: preset.replay && preset.tokenSr, adjust: (pass) => { segments.push(pass.cuSeqlens); return { ...pass, traceRouting: routes(preset) }; },
+      preset, targets: preset.replay && preset.tokenSr, ...(forcedRoutes === undefined ? {} : { forcedRoutes }), adjust: (pass) => { segments.push(pass.cuSeqlens); return { ...pass, traceRouting: routes(preset) }; },
     });
     const { pass, row, target } = run.targets;
     const replayed = replayLosses(run, sequences, model.geometry, preset, countSuperResolved(sequences, model.geometry, preset));

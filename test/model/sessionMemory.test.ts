@@ -27,13 +27,18 @@ test.each([false, true])('rows: training %s', async (training) => {
   session.dispose();
 });
 
-test.each([false, true])('patches: training %s', async (training) => {
-  using model = await LatentModel.create(CONFIG);
+const WINDOWED = newConfig({
+  kind: 'qwen2_5_vl', text: { hidden: 96, layers: 1, heads: 6, kvHeads: 2, intermediate: 224, vocab: 400, mropeSection: [2, 3, 3] },
+  vision: { depth: 3, width: 64, heads: 4, mlpWidth: 200, fullAttentionBlocks: [1] },
+  tokens: { image: 303, video: 304, visionStart: 301, visionEnd: 302, eos: 300, pad: 305 },
+});
+test.each([[CONFIG, false], [CONFIG, true], [WINDOWED, false], [WINDOWED, true]] as const)('patches: %#', async (config, training) => {
+  using model = await LatentModel.create(config);
   if (training) await model.native.enableTraining();
   const session = model.openSession({ training, recompute: false, detachLatents: false, visionGradient: true });
   const side = 280;
   await session.encode(new Uint8Array(side * side * 3), Int32Array.of(1, side, side));
-  const { patchBytes, keptPatchBytes } = estimateSession(CONFIG, PLAIN);
+  const { patchBytes, keptPatchBytes } = estimateSession(config, PLAIN);
   const expected = (side / 14) ** 2 * (patchBytes + (training ? keptPatchBytes : 0));
   expect(session.bytes() / expected).toBeGreaterThan(0.8);
   expect(session.bytes() / expected).toBeLessThan(1.05);

@@ -14,7 +14,7 @@ describe('parity with the float64 oracle (test/fixtures)', () => {
     'ops/norm', 'ops/activation', 'ops/mrope', 'ops/attention', 'ops/cross_entropy', 'ops/resize', 'ops/saliency', 'ops/topk', 'ops/window',
     'ops/compaction', 'ops/gather_rms_norm', 'ops/gated_scatter', 'ops/gradient_norms', 'ops/spectra', 'tiny-qwen2/profile', 'tiny-qwen2/positions', 'tiny-qwen2/generate',
     'tiny-qwen2/plain', 'tiny-qwen2/latents', 'tiny-qwen2/latents_detached', 'tiny-qwen2/latents_last_stage',
-    'tiny-qwen2/default_a', 'tiny-qwen2/default_soft_mix', 'tiny-qwen2/default_exhausted', 'tiny-qwen2/default_prefix_topk', 'tiny-qwen2/paper_a', 'tiny-qwen2/official_a',
+    'tiny-qwen2/default_a', 'tiny-qwen2/default_soft_mix', 'tiny-qwen2/default_exhausted', 'tiny-qwen2/default_prefix_topk', 'tiny-qwen2/paper_a', 'tiny-qwen2/official_a', 'tiny-qwen2/probes',
     'tiny-qwen2_5/vision', 'tiny-qwen2_5/positions', 'tiny-qwen2_5/default_a', 'tiny-qwen2_5-nested/generate', 'tiny-qwen2-bf16/plain', 'tiny-qwen2-bf16/plain in bf16',
   ])('%s', (file) => {
     const result = results.get(file);

@@ -1,4 +1,4 @@
-/** Runs every golden file of a directory that this version supports. Used by `npm run parity` and by test/parity/parity.test.ts. */
+/** Runs every golden file of a directory. Used by `npm run parity` and by test/parity/parity.test.ts. */
 import { chooseDevice } from '../../lib/device';
 import { join } from 'node:path';
 import { openCheckpoint } from '../../lib/model/checkpoint';
@@ -11,80 +11,74 @@ import { Golden, readManifest, Report, type Manifest } from './goldens';
 import { runLora } from './lora';
 import { hasCheckpoint, runAdamW, runGenerate, runPositions, runPreprocess, runVision } from './model';
 import { OP_RUNNERS } from './ops';
+import { runProbes } from './probes';
 import { runNormStatistics, runProfile, runSpectra } from './profile';
 
 export interface FileResult {
   file: string;
-  status: 'passed' | 'failed' | 'unsupported';
+  status: 'passed' | 'failed';
   /** Tensors compared, and the worst error as a share of the tolerance with its tensor. */
   tensors: number;
   worst: number;
   worstTensor: string;
   failures: string[];
-  /** Expected tensors left out, by name (runs of numbers folded), or why the whole file was. */
-  unsupported: string[];
 }
 
-/** s0.run3.last_row, s1.run0.last_row … are one entry. */
-function foldNames(names: readonly string[]): string[] {
-  return [...new Set(names.map((name) => name.replace(/\d+/g, '*')))];
-}
-
-function resultOf(file: string, report: Report, reason: string | undefined): FileResult {
-  if (reason !== undefined) return { file, status: 'unsupported', tensors: 0, worst: 0, worstTensor: '', failures: [], unsupported: [reason] };
+function resultOf(file: string, report: Report): FileResult {
   const worst = report.compared.reduce((most, next) => (next.share > most.share ? next : most), { name: '', share: 0 });
   const failures = report.compared.filter(({ share }) => !(share <= 1)).map(({ name, share }) => `${name}: ${share.toPrecision(3)} of the tolerance`);
-  failures.push(...report.leftOver().map((name) => `${name}: neither compared nor named as unsupported`));
-  return {
-    file, status: failures.length > 0 ? 'failed' : report.compared.length > 0 ? 'passed' : 'unsupported', tensors: report.compared.length,
-    worst: worst.share, worstTensor: worst.name, failures, unsupported: foldNames(report.unsupported),
-  };
+  failures.push(...report.leftOver().map((name) => `${name}: not compared`));
+  if (report.compared.length === 0) failures.push('nothing was compared');
+  return { file, status: failures.length > 0 ? 'failed' : 'passed', tensors: report.compared.length, worst: worst.share, worstTensor: worst.name, failures };
 }
 
-type RunFile = (name: string, report: Report) => Promise<string | undefined>;
+type RunFile = (name: string, report: Report) => Promise<void>;
 
 async function runVariantFiles(directory: string, variant: string, manifest: Manifest, run: RunFile, onResult: (result: FileResult) => void): Promise<void> {
   for (const [name, entry] of Object.entries(manifest.variants[variant]?.files ?? {})) {
     // operations lie beside the manifest, models' files in a folder of the variant's name
     const path = join(directory, variant === 'ops' ? '' : variant, entry.file);
     const report = new Report(new Golden(entry, path));
-    let reason: string | undefined;
     try {
-      reason = await run(name, report);
+      await run(name, report);
     } catch (error) {
-      onResult({ file: `${variant}/${name}`.replace('ops/ops/', 'ops/'), status: 'failed', tensors: 0, worst: Infinity, worstTensor: '', failures: [String((error as Error).stack ?? error)], unsupported: [] });
+      onResult({ file: `${variant}/${name}`.replace('ops/ops/', 'ops/'), status: 'failed', tensors: 0, worst: Infinity, worstTensor: '', failures: [String((error as Error).stack ?? error)] });
       continue;
     }
-    onResult(resultOf(variant === 'ops' ? name : `${variant}/${name}`, report, reason));
+    onResult(resultOf(variant === 'ops' ? name : `${variant}/${name}`, report));
   }
 }
 
-const NOT_YET: Readonly<Record<string, string>> = Object.freeze({ probes: 'probes' });
-
-async function runModelFile(name: string, report: Report, model: LatentModel, goldenOf: (file: string) => Golden, checkpoint: string): Promise<string | undefined> {
+async function runModelFile(name: string, report: Report, model: LatentModel, goldenOf: (file: string) => Golden, checkpoint: string): Promise<void> {
   const addon = native();
   switch (name) {
-    case 'preprocess': await runPreprocess(report, addon); return undefined;
-    case 'vision': await runVision(report, addon, model); return undefined;
-    case 'positions': runPositions(report, model); return undefined;
-    case 'generate': await runGenerate(report, model); return undefined;
+    case 'preprocess': return runPreprocess(report, addon);
+    case 'vision': return runVision(report, addon, model);
+    case 'positions': return runPositions(report, model);
+    case 'generate': return runGenerate(report, model);
+    case 'probes': return runProbes(report, model);
     case 'profile': {
       for (const recompute of [false, true]) await runProfile(report, model, goldenOf('default_a'), recompute);
-      return undefined;
+      return;
     }
     case 'adamw': {
       const spec = toNativeSpec(model.config, parseImageSettings(undefined, model.config.vision), 'f32');
-      await runAdamW(report, addon, spec, checkpoint, goldenOf('default_a'));
-      return undefined;
+      return runAdamW(report, addon, spec, checkpoint, goldenOf('default_a'));
     }
     default: {
-      if (NOT_YET[name] !== undefined) return NOT_YET[name];
       // Everything kept, then with the activations recomputed in the backward pass.
       for (const recompute of [false, true]) await runCase(report, model, model.config.text, recompute);
       for (const recompute of [false, true]) await runLora(report, checkpoint, report.golden, recompute);
-      return undefined;
     }
   }
+}
+
+async function runOperation(name: string, report: Report): Promise<void> {
+  if (name === 'ops/spectra') return runSpectra(report, native());
+  if (name === 'ops/gradient_norms') return runNormStatistics(report);
+  const runner = OP_RUNNERS[name];
+  if (runner === undefined) throw new Error(`no operation is compared with ${name}`);
+  await runner(native().ops, report);
 }
 
 /** Runs all files of a golden directory; `onResult` hears of each as it ends. */
@@ -95,17 +89,7 @@ export async function runDirectory(directory: string, onResult: (result: FileRes
   const keep = (result: FileResult): void => { results.push(result); onResult(result); };
   for (const variant of Object.keys(manifest.variants)) {
     if (variant === 'ops') {
-      await runVariantFiles(directory, variant, manifest, async (name, report) => {
-        if (name === 'ops/spectra') return runSpectra(report, native()).then(() => undefined);
-        if (name === 'ops/gradient_norms') {
-          runNormStatistics(report);
-          return undefined;
-        }
-        const runner = OP_RUNNERS[name];
-        if (runner === undefined) return 'operation';
-        await runner(native().ops, report);
-        return undefined;
-      }, keep);
+      await runVariantFiles(directory, variant, manifest, runOperation, keep);
       continue;
     }
     const checkpoint = join(directory, variant, 'checkpoint');

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { LatentModel } from '../../lib/latentModel';
 import { readProfile, trainAll, type StepMetrics, type TrainArguments } from '../../lib/train';
-import { contents, endless, tinyModel } from './tinyModel';
+import { contents, endless, sample, tinyModel } from './tinyModel';
 
 let folder: string;
 const models: LatentModel[] = [];
@@ -70,6 +70,11 @@ test('dropout: same seed, same training; recomputing changes nothing; another se
   expect(await run(await adapted({ dropout: 0.3 }))).toEqual(figures);
   expect(await run(await adapted({ dropout: 0.3 }), { recompute: true })).toEqual(figures);
   expect((await run(await adapted({ dropout: 0 })))[1]!.loss).not.toBe(figures[1]!.loss);
+  // The seed of the training draws order and dropout: with one batch of one sample, dropout alone.
+  const one = { data: { size: 1, at: () => sample(3) }, batchSize: 1, accumulation: 1, stages: [BASE.stages[0]!] };
+  const [first, again] = [(await run(await adapted({ dropout: 0.3 }), { ...one, seed: 1 }))[1]!.loss, (await run(await adapted({ dropout: 0.3 }), { ...one, seed: 2 }))[1]!.loss];
+  expect(first).not.toBe(again);
+  expect((await run(await adapted(), { ...one, seed: 1 }))[1]!.loss).toBe((await run(await adapted(), { ...one, seed: 2 }))[1]!.loss);
 });
 
 test.each(['f32', 'bf16'] as const)('stopped and resumed: the same bits (%s); checkpoints hold the adapter alone', async (dtype) => {
@@ -98,12 +103,38 @@ test('a checkpoint of another adapter is refused', async () => {
   const saved = join(checkpointFolder, 'checkpoint-5');
   const other = await LatentModel.load(join(folder, 'base'), { adapter: { rank: 2, alpha: 6 }, seed: 4 });
   models.push(other);
-  await expect(run(other, { resume: saved })).rejects.toMatchObject({ code: 'ERR_CHECKPOINT', message: expect.stringMatching(/^\[train\] Expected an adapter of rank 2 on 'model\.layers\.0\.self_attn\.q_proj' in .* but received none; resume with the same adapter$/) as string });
+  await expect(run(other, { resume: saved })).rejects.toMatchObject({ code: 'ERR_CHECKPOINT', message: expect.stringMatching(/^\[train\] Expected an adapter of rank 2 and scale 3 on 'model\.layers\.0\.self_attn\.q_proj' in .* but received rank 3 and scale 2; resume with the same adapter$/) as string });
   await expect(run(await adapted({ dropout: 0.1 }), { resume: saved })).rejects.toMatchObject({ code: 'ERR_CHECKPOINT', message: expect.stringMatching(/^\[train\] Expected adapter\.dropout as in .*, 0, but received 0\.1; resume with the same options or start anew$/) as string });
   const broken = join(folder, 'broken');
   cpSync(saved, broken, { recursive: true });
   rmSync(join(broken, 'adapter_config.json'));
   await expect(run(await adapted(), { resume: broken })).rejects.toMatchObject({ code: 'ERR_CHECKPOINT', message: `[load] Expected adapter_config.json in ${broken} but received no such file. Give the directory of an adapter as PEFT saves it.` });
+});
+
+test('a base with other weights is refused', async () => {
+  const checkpointFolder = join(folder, 'run');
+  await run(await adapted(), { checkpointFolder });
+  const other = await tinyModel({ preset: REPLAY, initializerRange: 0.1, seed: 8 });
+  await other.save(join(folder, 'other'));
+  other.dispose();
+  const model = await LatentModel.load(join(folder, 'other'), { adapter: { rank: 3 }, seed: 4 });
+  models.push(model);
+  await expect(run(model, { resume: join(checkpointFolder, 'checkpoint-5') })).rejects.toMatchObject({
+    code: 'ERR_CHECKPOINT', message: expect.stringMatching(/^\[train\] Expected adapter\.base as in .*, "[0-9a-f]{16}", but received "[0-9a-f]{16}"; resume with the same options or start anew$/) as string,
+  });
+});
+
+test('f32 masters of a bf16 model outlive a training of other parameters', async () => {
+  const model = await tinyModel({ dtype: 'bf16', initializerRange: 0.1 });
+  models.push(model);
+  const stages = [{ name: 'words', shape: {}, steps: 2, learningRate: 1e-5 }];
+  await run(model, { stages });
+  const name = 'model.layers.0.mlp.down_proj.weight';
+  const masters = await model.native.readParameter(name, 'master');
+  expect(masters).not.toEqual(await model.native.readParameter(name, 'value'));   // below a unit of bf16
+  for (const { name } of model.native.parameters()) model.native.setTrainable(name, true);
+  await model.native.enableTraining();
+  expect(await model.native.readParameter(name, 'master')).toEqual(masters);
 });
 
 test('trainVision is for whole models', async () => {
@@ -112,10 +143,12 @@ test('trainVision is for whole models', async () => {
   });
 });
 
-test('a merged adapter is not trained', async () => {
+test('a merged adapter is not trained; nothing was changed', async () => {
   const model = await adapted();
   await model.mergeAdapter();
-  await expect(run(model)).rejects.toMatchObject({ code: 'ERR_ARGUMENT', message: '[Session] Expected an adapter that is not merged into the weights, because it is trained; call unmergeAdapter first' });
+  const bytes = model.native.bytes();
+  await expect(run(model, { checkpointFolder: join(folder, 'run') })).rejects.toMatchObject({ code: 'ERR_ARGUMENT', message: '[train] Expected an adapter that is not merged into the weights, because it is trained, but received one that is; call unmergeAdapter first, or load the model again' });
+  expect([model.native.bytes(), existsSync(join(folder, 'run'))]).toEqual([bytes, false]);
 });
 
 test('spectra are those of A and B', async () => {
