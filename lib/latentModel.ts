@@ -8,7 +8,7 @@ import { fail, guarded } from './errors';
 import { makeAdapter, type Adapter } from './model/adapter';
 import { saveAdapter } from './model/adapterWeights';
 import { openCheckpoint } from './model/checkpoint';
-import { modelGeometry, newConfig, type ModelConfig, type ModelGeometry, type NewModelConfig } from './model/config';
+import { configOf, modelGeometry, type ModelConfig, type ModelGeometry, type NewModelConfig } from './model/config';
 import { withLatentTokens } from './model/latentTokens';
 import { requireMergeMemory } from './model/memory';
 import type { Message } from './model/messages';
@@ -19,6 +19,7 @@ import { MAX_LATENTS, type GenerationDefaults, type LatentRecord } from './model
 import { estimateUse, type EstimateOptions, type UseEstimate } from './model/useMemory';
 import { initializeWeights, loadWeights, memoryOf, readWeights, saveCheckpoint } from './model/weights';
 import { native, type NativeModel, type NativeSession, type NativeSessionOptions, type StorageDType } from './native';
+import { requireNoTraining } from './train/trainer';
 
 type AskOptions = Partial<GenerateOptions>;
 
@@ -71,7 +72,7 @@ export class LatentModel {
    *   `ERR_RANGE` for options; `ERR_OUT_OF_MEMORY` before anything is taken; `signal.reason` when aborted.
    */
   static async load(directory: string, options: LoadOptions = {}): Promise<LatentModel> {
-    check.string('load', 'directory', directory);
+    check.path('load', 'directory', directory);
     check.options('load', options, ['dtype', 'device', 'preset', 'latentTokens', 'adapter', 'seed', 'signal', 'onProgress', 'maxMemoryBytes']);
     const wanted = check.oneOf('load', 'dtype', options.dtype ?? 'auto', ['auto', 'f32', 'bf16']);
     const seed = check.integer('load', 'seed', options.seed ?? 0, 0);
@@ -99,9 +100,8 @@ export class LatentModel {
     const dtype = check.oneOf('create', 'dtype', options.dtype ?? 'f32', ['f32', 'bf16']);
     const seed = check.integer('create', 'seed', options.seed ?? 0, 0);
     const latentSteps = options.latentSteps === undefined ? undefined : check.integer('create', 'latentSteps', options.latentSteps, 0, MAX_LATENTS);
-    check.object('create', 'config', config);
     if (options.processor !== undefined) check.path('create', 'processor', options.processor);
-    const made = 'source' in config ? config : newConfig(config);
+    const made = configOf('create', 'config', config);
     const preset = options.preset === undefined ? PLAIN : makePreset(options.preset, made.text.layers);
     const adapter = options.adapter === undefined ? undefined : makeAdapter(made, options.adapter, undefined);
     const parts = { ...await newParts(made, options.processor, latentSteps, preset), adapter };
@@ -201,13 +201,14 @@ export class LatentModel {
    * @param options.keepBase keep a copy of the weights of before, as many bytes as the adapted matrices have, so that `unmergeAdapter`
    *   brings back the same bits (default true).
    * @param options.maxMemoryBytes bytes that the copy may take. Default: what is available now; `Infinity` switches the check off.
-   * @throws {LibError} `ERR_ARGUMENT` without an adapter or when it is merged; `ERR_OUT_OF_MEMORY`.
+   * @throws {LibError} `ERR_ARGUMENT` without an adapter, when it is merged, or during a training; `ERR_OUT_OF_MEMORY`.
    */
   async mergeAdapter(options: { keepBase?: boolean; maxMemoryBytes?: number } = {}): Promise<void> {
     check.options('mergeAdapter', options, ['keepBase', 'maxMemoryBytes']);
     const keepBase = check.boolean('mergeAdapter', 'keepBase', options.keepBase ?? true);
     const { maxMemoryBytes } = weightOptions('mergeAdapter', { device: this.device, ...(options.maxMemoryBytes === undefined ? {} : { maxMemoryBytes: options.maxMemoryBytes }) });
     const model = this.native;
+    requireNoTraining('mergeAdapter', model);
     requireMergeMemory('mergeAdapter', this.#adapterFor('mergeAdapter'), this.dtype, keepBase, maxMemoryBytes ?? memoryOf(this.device));
     await abortable(undefined, () => model.mergeAdapters(keepBase));
   }
@@ -215,6 +216,7 @@ export class LatentModel {
   /** Takes a merged adapter out again; the weights have the bits of before. @throws {LibError} `ERR_ARGUMENT` when it cannot be. */
   async unmergeAdapter(): Promise<void> {
     const model = this.native;
+    requireNoTraining('unmergeAdapter', model);
     this.#adapterFor('unmergeAdapter');
     await abortable(undefined, () => model.unmergeAdapters());
   }
@@ -228,7 +230,7 @@ export class LatentModel {
    * parameters beside it. The preset stays. What was read before a failure or an abort stays too, NaN of a damaged file as well: load again,
    * or dispose the model.
    *
-   * @throws {LibError} `ERR_CHECKPOINT` when it is another model.
+   * @throws {LibError} `ERR_CHECKPOINT` when it is another model; `ERR_ARGUMENT` during a training.
    */
   async loadWeights(directory: string, options: Pick<LoadOptions, 'signal' | 'onProgress'> = {}): Promise<void> {
     check.options('load', options, ['signal', 'onProgress']);
@@ -240,6 +242,7 @@ export class LatentModel {
       if (differs === undefined) continue;
       fail('ERR_CHECKPOINT', 'load', `Expected a checkpoint with ${part}.${differs} = ${JSON.stringify(Reflect.get(mine, differs))} but received ${JSON.stringify(Reflect.get(theirs, differs))} in ${directory}. Load it as a model of its own.`);
     }
+    requireNoTraining('load', model);   // after all that waits
     await readWeights(model, checkpoint, weightOptions('load', options));
   }
 

@@ -12,7 +12,7 @@ export class ConfigReader {
    * @param keys all that it may hold.
    */
   constructor(readonly file: string, value: unknown, private readonly prefix: string, keys: readonly string[]) {
-    if (typeof value !== 'object' || value === null || Array.isArray(value)) fail('ERR_ARGUMENT', OP, `Expected ${this.place} to hold keys and values but received ${check.show(value)}`);
+    if (typeof value !== 'object' || value === null || Array.isArray(value)) fail('ERR_ARGUMENT', OP, `Expected ${this.place} to hold keys and values but received ${check.show(value)}; write lines of the form "key: value"`);
     this.#values = value as Readonly<Record<string, unknown>>;
     const unknown = Object.keys(value).find((key) => !keys.includes(key));
     if (unknown === undefined) return;
@@ -44,9 +44,9 @@ export class ConfigReader {
     return this.has(key) ? { [key]: read() } as { [P in K]?: T } : {};
   }
 
-  /** Without a `fallback` the key must be there. */
-  integer(key: string, fallback: number | undefined, min: number): number {
-    return check.integer(OP, this.name(key), this.raw(key) ?? fallback, min);
+  /** Without a `fallback` the key must be there. `max` is what a mistake would exceed, and nothing that is meant. */
+  integer(key: string, fallback: number | undefined, min: number, max: number): number {
+    return check.integer(OP, this.name(key), this.raw(key) ?? fallback, min, max);
   }
 
   number(key: string, fallback: number | undefined, min: number, max?: number): number {

@@ -17,6 +17,9 @@ export interface GenerateArguments {
   /** Directory of the checkpoint. */
   model: string;
   image: string[];
+  /** Bounds of each picture's pixels after resizing. Absent: as the checkpoint says. */
+  minPixels?: number;
+  maxPixels?: number;
   system?: string;
   /** 'latent': think in latents; 'explicit': in words alone. Absent: as the checkpoint says. */
   reasoning?: 'latent' | 'explicit';
@@ -42,7 +45,7 @@ export interface GenerateArguments {
 }
 
 /** Options of `generate` that the arguments stand for: what was not given is not there. */
-export function generateOptions(args: Omit<GenerateArguments, 'model' | 'image' | 'json'>): Partial<GenerateOptions> {
+export function generateOptions(args: Omit<GenerateArguments, 'model' | 'image' | 'minPixels' | 'maxPixels' | 'json'>): Partial<GenerateOptions> {
   const { temperature, topP, topK, repetitionPenalty, maxTokens: maxNewTokens, seed, replay, routing, recompute } = args;
   const latentSteps = args.reasoning === 'explicit' ? 0 : args.latents;
   const given = Object.entries({ temperature, topP, topK, repetitionPenalty, maxNewTokens, latentSteps }).filter(([, value]) => value !== undefined);
@@ -57,7 +60,10 @@ export function generateOptions(args: Omit<GenerateArguments, 'model' | 'image' 
  *
  * @throws {LibError} `ERR_ARGUMENT` naming the option.
  */
-export function checkArguments({ image, reasoning, latents, evidence, gaze, replay }: Pick<GenerateArguments, 'image' | 'reasoning' | 'latents' | 'evidence' | 'gaze' | 'replay'>): void {
+export function checkArguments({ image, minPixels, maxPixels, reasoning, latents, evidence, gaze, replay }: Pick<GenerateArguments, 'image' | 'minPixels' | 'maxPixels' | 'reasoning' | 'latents' | 'evidence' | 'gaze' | 'replay'>): void {
+  const size = minPixels === undefined ? '--max-pixels' : '--min-pixels';
+  if (image.length === 0 && (minPixels ?? maxPixels) !== undefined) fail('ERR_ARGUMENT', 'generate', `Expected ${size} together with --image but received no picture; add one, or leave it out`);
+  if (minPixels !== undefined && maxPixels !== undefined && minPixels > maxPixels) fail('ERR_RANGE', 'generate', `Expected --min-pixels to be at most --max-pixels, ${maxPixels}, but received ${minPixels}; lower the one or raise the other`);
   if (reasoning === 'explicit' && latents !== undefined && latents > 0) fail('ERR_ARGUMENT', 'generate', `Expected --reasoning explicit without latent steps but received --latents ${latents}; leave one of them out`);
   if (reasoning === 'latent' && latents === 0) fail('ERR_ARGUMENT', 'generate', 'Expected --reasoning latent with at least one latent step but received --latents 0; leave one of them out');
   if (gaze !== undefined) {
@@ -91,6 +97,11 @@ function checkModel({ latentSteps, preset }: LatentModel, { gaze, reasoning, lat
   if (latents === 0) fail('ERR_ARGUMENT', 'generate', 'Expected --gaze with at least one latent step but received a checkpoint that takes none; add --latents');
 }
 
+/** On standard error, when that is a terminal: what takes long before the first word. */
+function say(text: string): void {
+  if (process.stderr.isTTY) process.stderr.write(`${text}\n`);
+}
+
 /** Loads a checkpoint, with its progress on standard error when that is a terminal. */
 async function load({ model, device, dtype }: GenerateArguments, signal: AbortSignal): Promise<LatentModel> {
   const progress = process.stderr.isTTY ? progressOn(process.stderr, 'loading') : undefined;
@@ -113,7 +124,10 @@ export async function answer(question: string, args: GenerateArguments): Promise
     checkModel(model, args);
     const content: Exclude<Message['content'], string> = [...args.image.map((image) => ({ type: 'image' as const, image })), { type: 'text', text: question }];
     const messages: Message[] = [...(args.system === undefined ? [] : [{ role: 'system' as const, content: args.system }]), { role: 'user', content }];
-    const { promptIds, pictures } = await model.encodeMessages(messages);
+    const { image: { length }, minPixels, maxPixels } = args;
+    if (length > 0) say(`Preparing ${length} ${length === 1 ? 'picture' : 'pictures'}`);
+    const { promptIds, pictures } = await model.encodeMessages(messages, { ...(minPixels === undefined ? {} : { minPixels }), ...(maxPixels === undefined ? {} : { maxPixels }), signal });
+    say(`Reading ${promptIds.length} tokens`);
     for await (const event of model.stream({ promptIds, pictures }, { ...generateOptions(args), signal })) {
       if (event.type === 'latent') continue;
       if (!args.json) process.stdout.write(event.type === 'end' ? `${event.text}\n` : event.text);

@@ -3,6 +3,9 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { join } from 'node:path';
 import { codeOf } from '../errors';
+import { MAX_PIXELS } from '../model/pictures';
+import { MAX_PENALTY, MIN_PENALTY } from '../model/record';
+import { MAX_CONTEXT } from '../model/useMemory';
 import { runDemo, type DemoOptions } from './demo';
 import { runSeeds } from './demoSeeds';
 import { doctor } from './doctor';
@@ -10,7 +13,7 @@ import { DEMO_SIZES, type SizeName } from './demoSizes';
 import { demoTable, summaryTable } from './demoTable';
 import { answer } from './generate';
 import { inspect } from './inspect';
-import { interruptSignal, STOPPED } from './interrupt';
+import { goOnText, interruptSignal, STOPPED } from './interrupt';
 import { profile } from './profile';
 import { reporterOn } from './reporter';
 import { trainFrom } from './trainCommand';
@@ -40,6 +43,21 @@ function count(text: string): number {
   return Number(text);
 }
 
+/** A whole number from 1 to `most`. */
+function countUpTo(most: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (!Number.isSafeInteger(value) || value < 1 || value > most) throw new InvalidArgumentError(`Expected a whole number from 1 to ${most}.`);
+    return value;
+  };
+}
+
+function penalty(text: string): number {
+  const value = Number(text);
+  if (!(value >= MIN_PENALTY && value <= MAX_PENALTY)) throw new InvalidArgumentError(`Expected a number from ${MIN_PENALTY} to ${MAX_PENALTY}.`);
+  return value;
+}
+
 function positive(text: string): number {
   const value = Number(text);
   if (!(value > 0 && Number.isFinite(value))) throw new InvalidArgumentError('Expected a number above 0.');
@@ -66,8 +84,8 @@ async function demo(args: DemoArguments): Promise<void> {
   } catch (error) {
     reporter.end();
     if (!signal.aborted || error !== signal.reason) throw error;
-    const more = `${seeds === 1 ? '' : ` --seeds ${seeds}`}${minutes === undefined ? '' : ` --minutes ${minutes}`}${profileEvery === undefined ? '' : ` --profile ${profileEvery}`}`;
-    process.stderr.write(`${(error as Error).message}; go on with: plumbline demo --size ${size} --seed ${seed}${more} --out ${out} --resume\n`);
+    const given = Object.entries({ seeds: seeds === 1 ? undefined : seeds, minutes, profile: profileEvery }).flatMap(([name, value]) => (value === undefined ? [] : [`--${name}`, String(value)]));
+    process.stderr.write(goOnText(error, ['demo', '--size', size, '--seed', String(seed), ...given, '--out', out]));
     process.exitCode = 130;
   }
 }
@@ -102,13 +120,15 @@ export function program(): Command {
     .argument('<question>', 'text of the question')
     .requiredOption('--model <folder>', 'Hugging Face directory of a model, or one that training wrote')
     .option('--image <file>', 'picture that comes before the question; give it again for more', (file: string, files: string[]) => [...files, file], [])
+    .option('--min-pixels <number>', 'least that a picture is brought to (default: as the checkpoint says)', countUpTo(MAX_PIXELS))
+    .option('--max-pixels <number>', 'most that a picture is brought to: 784 pixels are one token (default: as the checkpoint says, at most 1003520)', countUpTo(MAX_PIXELS))
     .option('--system <text>', 'system message')
     .addOption(new Option('--reasoning <kind>', 'latent, or explicit: words alone (default: as the checkpoint says)').choices(['latent', 'explicit']))
     .option('--latents <number>', 'latent steps before the words (default: as the checkpoint says)', whole)
     .option('--temperature <number>', '0 takes the likeliest word (default, as those below: as generation_config.json says)', notNegative)
     .option('--top-p <number>', 'share of the probability that is drawn from', positive)
     .option('--top-k <number>', 'likeliest words that are drawn from; 0: all', whole)
-    .option('--repetition-penalty <number>', 'divides the score of words that were there; 1: off', positive)
+    .option('--repetition-penalty <number>', 'divides the score of words that were there; 1: off', penalty)
     .option('--max-tokens <number>', 'words at most (without one in generation_config.json: 256)', count)
     .option('--seed <number>', 'of sampled words', whole, 0)
     .addOption(new Option('--device <name>', 'where the work is done (default: auto)').choices(['auto', 'cpu', 'cuda']))
@@ -130,7 +150,7 @@ export function program(): Command {
   command.command('inspect')
     .description('say what a directory holds, what of it is supported, and the memory that it takes; exit code 1 when it cannot be loaded')
     .argument('<folder>', 'Hugging Face directory of a model, or of an adapter')
-    .option('--context <tokens>', 'length that the memory is said for', count, 4096)
+    .option('--context <tokens>', 'length that the memory is said for', countUpTo(MAX_CONTEXT), 4096)
     .option('--json', 'print it as JSON', false)
     .action(inspect);
   command.command('doctor')

@@ -10,12 +10,12 @@ function line(heading: string, text: string | undefined): string[] {
   return text === undefined ? [] : [`${heading.padEnd(14)}${text}`];
 }
 
-function memoryTable({ memory = [], devices, contextTokens }: Inspection): string[] {
+function memoryTable({ memory = [], devices, contextTokens, adapter }: Inspection): string[] {
   if (memory.length === 0) return [];
   const fits = (bytes: number): string => `${gigabytes(bytes)} (${devices.map(({ name, freeBytes }) => `${name} ${bytes <= freeBytes ? 'fits' : 'too large'}`).join(', ')})`;
   return ['', table([
-    ['memory', 'load', `generate, ${contextTokens} tokens`, `train all, ${contextTokens} tokens`],
-    ...memory.map(({ dtype, loadBytes, generationBytes, trainingBytes }) => [dtype, fits(loadBytes), fits(generationBytes), fits(trainingBytes)]),
+    ['memory', 'load', `generate, ${contextTokens} tokens`, `train ${adapter === undefined ? 'the decoder' : 'the adapter'}, ${contextTokens} tokens`, ...(adapter === undefined ? ['train LoRA of rank 16'] : [])],
+    ...memory.map(({ dtype, loadBytes, generationBytes, trainingBytes, loraBytes }) => [dtype, fits(loadBytes), fits(generationBytes), fits(trainingBytes), ...(loraBytes === undefined ? [] : [fits(loraBytes)])]),
   ]), `free: ${devices.map(({ name, freeBytes }) => `${name} ${gigabytes(freeBytes)}`).join(', ')}`];
 }
 
@@ -26,7 +26,7 @@ export function inspectionText(found: Inspection): string {
     ...line('loads', found.loadable ? `yes${found.dtype === undefined ? '' : `, as ${found.dtype} unless asked otherwise`}` : 'no'),
     ...line('model', a && `${a.kind}: ${a.layers} layers, ${a.hidden} wide, ${a.heads} heads on ${a.kvHeads} of ${a.headDim}, MLP ${a.intermediate}, vocabulary ${a.vocab}, head ${a.tied ? 'tied' : 'of its own'}`),
     ...line('vision tower', a && `${a.vision.depth} blocks, ${a.vision.width} wide, ${a.vision.heads} heads, patches of ${a.vision.patch}, ${a.vision.merge}x${a.vision.merge} merged`),
-    ...line('adapter', adapter && `LoRA of rank ${adapter.rank ?? 'unknown'} on ${JSON.stringify(adapter.targets)}, base ${adapter.base}`),
+    ...line('adapter', adapter && `LoRA of rank ${adapter.rank ?? 'unknown'} on ${JSON.stringify(adapter.targets)}, base ${adapter.base}${adapter.parameters === undefined ? '' : `, ${millions(adapter.parameters)} parameters`}`),
     ...line('parameters', parameters && Object.entries(parameters).map(([part, count]) => `${part} ${millions(count)}`).join(', ')),
     ...(files ?? []).flatMap(({ name, bytes, tensors }) => line('file', `${name}: ${gigabytes(bytes)}, tensors ${Object.entries(tensors).map(([dtype, count]) => `${count} ${dtype}`).join(', ')}`)),
     ...line('text', tokenizer && `tokenizer.json ${tokenizer.tokens}, chat template ${tokenizer.template}`),

@@ -2,9 +2,11 @@
 import { join } from 'node:path';
 import { deviceReport } from '../device';
 import { LatentModel } from '../latentModel';
+import { ADAPTER_CONFIG, ADAPTER_WEIGHTS } from '../model/adapterFiles';
 import { openCheckpoint, readCompanions, shardFiles, type Checkpoint } from '../model/checkpoint';
 import { parseConfig, type ModelConfig } from '../model/config';
-import { exists, readJson } from '../model/files';
+import { readJson } from '../model/files';
+import { adapterOption } from '../model/modelOptions';
 import { isObject, own, type JsonObject } from '../model/jsonReader';
 import { availableMemory } from '../model/memory';
 import { EMBEDDING, parameterShapes, sizeOf } from '../model/parameterShapes';
@@ -14,7 +16,8 @@ import { readHeader } from '../model/safetensors';
 import { makeChatTemplate, makeTokenizer } from '../model/tokenizer';
 import type { StorageDType } from '../native';
 
-export interface MemoryRow { dtype: StorageDType; loadBytes: number; generationBytes: number; trainingBytes: number }
+/** `trainingBytes`: of the decoder, or of the adapter where there is one; `loraBytes`: of a new adapter of rank 16 on all its linear layers. */
+export interface MemoryRow { dtype: StorageDType; loadBytes: number; generationBytes: number; trainingBytes: number; loraBytes?: number }
 
 export interface Inspection {
   directory: string;
@@ -31,7 +34,7 @@ export interface Inspection {
   parameters?: Record<string, number>;
   tokenizer?: { tokens: 'yes' | 'no'; template: 'yes' | 'no' };
   reasoning?: { preset: string; replay: boolean; routedLayers: readonly number[]; latentSteps: number };
-  adapter?: { base: string; rank: number | undefined; targets: unknown };
+  adapter?: { base: string; rank: number | undefined; targets: unknown; parameters?: number };
   contextTokens: number;
   memory?: MemoryRow[];
   devices: { name: string; freeBytes: number }[];
@@ -57,21 +60,27 @@ export async function inspectDirectory(directory: string, contextTokens: number)
     }
   };
   await trying(() => inspectAdapter(found));
-  if (found.adapter !== undefined) return found;
-  const checkpoint = await trying(() => openCheckpoint(directory));
-  const config = checkpoint?.config ?? await trying(() => stated(directory));
-  await trying(() => inspectFiles(found, trying));
+  const place = await trying(() => adapterOption(directory, undefined));
+  if (place === undefined) return found;
+  const { base, saved } = place;
+  const checkpoint = await trying(() => openCheckpoint(base, {}, saved));
+  const config = checkpoint?.config ?? await trying(() => stated(base));
+  await trying(() => inspectFiles(found, base, trying));
   if (config !== undefined) inspectConfig(found, config, checkpoint);
-  const companions = await trying(() => readCompanions(directory));
+  const companions = checkpoint?.companions ?? await trying(() => readCompanions(base));
   if (companions !== undefined) {
     const tokenizer = await trying(() => makeTokenizer(companions)), template = await trying(() => makeChatTemplate(companions));
     found.tokenizer = { tokens: tokenizer === undefined ? 'no' : 'yes', template: template === undefined ? 'no' : 'yes' };
     if (tokenizer === undefined || template === undefined) found.notes.push(`messages are not supported without ${tokenizer === undefined ? 'tokenizer.json' : 'a chat template'}: give token ids`);
   }
   if (checkpoint !== undefined) await trying(() => makeProcessor(checkpoint.config, checkpoint.images, checkpoint.companions));
-  await trying(() => inspectGeneration(found));
+  await trying(() => inspectGeneration(found, base));
   const source = checkpoint === undefined ? config : directory;
-  if (source !== undefined) found.memory = await trying(() => memory(source, contextTokens)) ?? [];
+  if (source !== undefined) found.memory = await memory(source, contextTokens, saved !== undefined).catch((error: Error) => {
+    // Nothing that keeps it from loading.
+    found.notes.push(`the memory cannot be said: ${error.message}`);
+    return [];
+  });
   found.loadable = checkpoint !== undefined && found.problems.length === 0;
   return found;
 }
@@ -82,22 +91,18 @@ async function stated(directory: string): Promise<ModelConfig | undefined> {
 }
 
 async function inspectAdapter(found: Inspection): Promise<void> {
-  if (await exists(join(found.directory, 'config.json'))) return;
-  const raw = await readJson(join(found.directory, 'adapter_config.json'));
+  const raw = await readJson(join(found.directory, ADAPTER_CONFIG));
   if (!isObject(raw)) return;
   const base = own(raw, 'base_model_name_or_path'), rank = own(raw, 'r');
   found.adapter = { base: typeof base === 'string' ? base : 'not named', rank: typeof rank === 'number' ? rank : undefined, targets: own(raw, 'target_modules') };
-  found.notes.push('an adapter is inspected by what it says of itself: inspect its base for the rest');
-  if (own(raw, 'peft_type') !== 'LORA') found.problems.push(`adapters other than LORA are not supported: peft_type is ${JSON.stringify(own(raw, 'peft_type'))}`);
-  const header = await readHeader(join(found.directory, 'adapter_model.safetensors'));
-  found.parameters = { adapter: [...header.tensors.values()].reduce((sum, { shape }) => sum + sizeOf(shape), 0) };
-  found.loadable = found.problems.length === 0 && typeof base === 'string';
+  const header = await readHeader(join(found.directory, ADAPTER_WEIGHTS));
+  found.adapter.parameters = [...header.tensors.values()].reduce((sum, { shape }) => sum + sizeOf(shape), 0);
 }
 
-async function inspectFiles(found: Inspection, trying: <T>(work: () => Promise<T>) => Promise<T | undefined>): Promise<void> {
+async function inspectFiles(found: Inspection, base: string, trying: <T>(work: () => Promise<T>) => Promise<T | undefined>): Promise<void> {
   found.files = [];
-  for (const name of (await shardFiles(found.directory)).keys()) {
-    const header = await trying(() => readHeader(join(found.directory, name)));
+  for (const name of (await shardFiles(base)).keys()) {
+    const header = await trying(() => readHeader(join(base, name)));
     if (header === undefined) continue;
     const tensors: Record<string, number> = {};
     let bytes = 0;
@@ -131,8 +136,8 @@ function inspectConfig(found: Inspection, config: ModelConfig, checkpoint: Check
   if (!preset.replay && !routes(preset)) found.notes.push('a plain model: it records neither replay nor routing');
 }
 
-async function inspectGeneration(found: Inspection): Promise<void> {
-  const raw = await readJson(join(found.directory, 'generation_config.json'));
+async function inspectGeneration(found: Inspection, base: string): Promise<void> {
+  const raw = await readJson(join(base, 'generation_config.json'));
   if (!isObject(raw)) return;
   const changes = Object.entries(IGNORED_GENERATION).filter(([key, neutral]) => says(raw, key) && !neutral.includes(own(raw, key))).map(([key]) => key);
   if (changes.length > 0) found.notes.push(`generation_config.json asks for what is not supported and not done: ${changes.join(', ')}`);
@@ -143,11 +148,12 @@ function says(raw: JsonObject, key: string): boolean {
   return value !== undefined && !(Array.isArray(value) && value.length === 0);
 }
 
-async function memory(source: string | ModelConfig, contextTokens: number): Promise<MemoryRow[]> {
+async function memory(source: string | ModelConfig, contextTokens: number, isAdapted: boolean): Promise<MemoryRow[]> {
   const rows: MemoryRow[] = [];
   for (const dtype of ['f32', 'bf16'] as const) {
     const { loadBytes, generation, training } = await LatentModel.estimate(source, { dtype, contextTokens });
-    rows.push({ dtype, loadBytes, generationBytes: generation.totalBytes, trainingBytes: training.totalBytes });
+    const lora = isAdapted ? undefined : await LatentModel.estimate(source, { dtype, contextTokens, adapter: { rank: 16 } });
+    rows.push({ dtype, loadBytes, generationBytes: generation.totalBytes, trainingBytes: training.totalBytes, ...(lora === undefined ? {} : { loraBytes: lora.training.totalBytes }) });
   }
   return rows;
 }

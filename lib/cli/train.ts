@@ -1,6 +1,6 @@
 /** `plumbline train`: a checkpoint, records and a file of settings; a run folder with checkpoints, metrics and the result. */
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, readFileSync, statSync } from 'node:fs';
+import { createReadStream, existsSync, mkdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import * as check from '../check';
@@ -8,11 +8,12 @@ import { readRecords, type DataRecord } from '../data';
 import { fail } from '../errors';
 import { evaluate, recordItems, type Evaluation } from '../evaluate';
 import { LatentModel } from '../latentModel';
-import { availableMemory, gigabytes, trainingMemory } from '../model/memory';
+import { gigabytes, trainingMemory } from '../model/memory';
 import { readJson, writeAtomically, writeJson, writing } from '../model/files';
 import { isObject } from '../model/jsonReader';
 import { looksAhead } from '../model/preset';
-import { chooseTrainable, latestCheckpoint, planStages, recordData, train, type PlannedStage, type StepMetrics, type TrainArguments } from '../train';
+import { memoryOf } from '../model/weights';
+import { chooseTrainable, latestCheckpoint, planStages, recordAnswer, recordData, train, type PlannedStage, type StepMetrics, type TrainArguments } from '../train';
 import { stageOf } from '../train/curriculum';
 import { PROFILE_NAME } from './profile';
 import { stepNote, type Reporter } from './reporter';
@@ -69,14 +70,15 @@ export async function runTraining(config: TrainConfig, { resume, signal }: Train
   }
 }
 
-/** All records of a file, whose pictures must be there: better told now than in the middle of the night. */
+/** All records of a file, whose answers must be among their choices and whose pictures must be there: better told now than in the middle of the night. */
 async function readAll(key: string, file: string): Promise<DataRecord[]> {
   const records: DataRecord[] = [];
   for await (const record of readRecords(file)) records.push(record);
   if (records.length === 0) fail('ERR_ARGUMENT', 'train', `Expected ${key} to have at least one record but received none in ${file}`);
-  for (const { id, images } of records) {
-    const missing = images.find((image) => statSync(image, { throwIfNoEntry: false })?.isFile() !== true);
-    if (missing !== undefined) fail('ERR_ARGUMENT', 'train', `Expected the pictures of record ${check.show(id)} in ${file} to be files but received none at ${missing}. Paths are taken from the folder of the records.`);
+  for (const record of records) {
+    recordAnswer(record);
+    const missing = record.images.find((image) => statSync(image, { throwIfNoEntry: false })?.isFile() !== true);
+    if (missing !== undefined) fail('ERR_ARGUMENT', 'train', `Expected the pictures of record ${check.show(record.id)} in ${file} to be files but received none at ${missing}. Paths are taken from the folder of the records.`);
   }
   return records;
 }
@@ -84,12 +86,12 @@ async function readAll(key: string, file: string): Promise<DataRecord[]> {
 /** The run folder: new, or one of the same data. What the trainer's own checkpoint knows, it compares itself. */
 async function prepareRun(config: TrainConfig, resume: boolean): Promise<void> {
   const { out, model } = config;
-  if (!existsSync(model)) fail('ERR_ARGUMENT', 'train', `Expected model to be the directory of a checkpoint but received none at ${model}`);
+  if (!existsSync(model)) fail('ERR_ARGUMENT', 'train', `Expected model to be the directory of a checkpoint but received none at ${model}; correct the path, which is taken from the folder of the settings, or download one first: huggingface-cli download NAME --local-dir ${model}`);
   await writing('train', out, async () => mkdirSync(out, { recursive: true }));
   const latest = latestCheckpoint(out);
   if (latest !== undefined && !resume) fail('ERR_ARGUMENT', 'train', `Expected a run folder without checkpoints but received ${out} with ${latest}; add --resume, or name another with --out`);
   const { cacheBytes: _, maxSteps = null, ...images } = config.records;
-  const settings: Record<string, unknown> = { model, data: createHash('sha256').update(readFileSync(config.data)).digest('hex'), adapter: config.load.adapter ?? 'none', maxSteps, images };
+  const settings: Record<string, unknown> = { model, data: await digestOf(config.data), adapter: config.load.adapter ?? 'none', maxSteps, images };
   const file = join(out, SETTINGS_NAME);
   const before = latest === undefined ? undefined : await readJson(file);
   const differs = isObject(before) ? Object.keys(settings).find((key) => !isDeepStrictEqual(before[key], settings[key])) : undefined;
@@ -97,6 +99,13 @@ async function prepareRun(config: TrainConfig, resume: boolean): Promise<void> {
     fail('ERR_CHECKPOINT', 'train', `Expected ${differs === 'data' ? 'data with the content' : differs} as in ${file}, ${JSON.stringify((before as Record<string, unknown>)[differs])}, but received ${JSON.stringify(settings[differs])}; resume with the same settings, or start anew with another --out`);
   }
   if (before === undefined) await writeJson(file, settings);
+}
+
+/** Piece by piece: no buffer holds more than 2 GiB. */
+async function digestOf(file: string): Promise<string> {
+  const hash = createHash('sha256');
+  for await (const piece of createReadStream(file)) hash.update(piece as Buffer);
+  return hash.digest('hex');
 }
 
 interface Work {
@@ -140,7 +149,7 @@ function memoryText(model: LatentModel, trainVision: boolean): string {
   chooseTrainable(model.native, { trainVision, preset: model.preset, adapted: model.adapter !== undefined });
   const { trainable, weightBytes, stateBytes } = trainingMemory(model.native);
   return `Memory: weights ${gigabytes(weightBytes)}, gradients and optimiser state of ${(trainable / 1e6).toFixed(3)} million parameters ${gigabytes(stateBytes)}, activations beside; `
-    + `${gigabytes(availableMemory())} are free`;
+    + `${gigabytes(memoryOf(model.device))} are free`;
 }
 
 /** Latents of the stage of the last step done. */

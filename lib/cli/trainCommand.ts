@@ -1,6 +1,6 @@
 /** `plumbline train`: arguments, and what is printed. */
 import { resolve } from 'node:path';
-import { interruptSignal } from './interrupt';
+import { goOnText, interruptSignal } from './interrupt';
 import { reporterOn } from './reporter';
 import { percent, table } from './table';
 import { runTraining, type TrainResult } from './train';
@@ -26,7 +26,7 @@ export async function trainFrom({ config: file, out, resume, json }: TrainComman
   } catch (error) {
     reporter.end();
     if (!signal.aborted || error !== signal.reason) throw error;
-    process.stderr.write(`${(error as Error).message}; go on with: plumbline train --config ${file}${out === undefined ? '' : ` --out ${out}`} --resume\n`);
+    process.stderr.write(goOnText(error, ['train', '--config', file, ...(out === undefined ? [] : ['--out', out])]));
     process.exitCode = 130;
   }
 }

@@ -3,12 +3,14 @@ import { readFileSync } from 'node:fs';
 import { basename, dirname, extname, join, resolve } from 'node:path';
 import { parseDocument } from 'yaml';
 import * as check from '../check';
-import { fail } from '../errors';
+import { LibError, fail } from '../errors';
+import { MAX_DROPOUT, MAX_RANK } from '../model/adapter';
 import type { LoadOptions } from '../model/modelOptions';
-import type { PresetChanges, PresetName } from '../model/preset';
+import { DEFAULT_MAX_PIXELS, MAX_PICTURE_SIDE, MAX_PIXELS } from '../model/pictures';
+import { makePreset, PRESETS, type PresetChanges, type PresetName } from '../model/preset';
 import type { RecordOptions, TrainArguments, TrainingStage } from '../train';
 import { ConfigReader } from './configReader';
-import { curriculumStages, readStages } from './trainStages';
+import { curriculumStages, MAX_STEPS, readStages } from './trainStages';
 
 export interface TrainConfig {
   /** The file. */
@@ -41,6 +43,12 @@ export const TRAIN_KEYS = [
 ];
 /** Bytes of a file of settings: more is a file of another kind. */
 const MAX_BYTES = 1 << 20;
+/** Sequences that are worked on at once. */
+const MAX_BATCH = 65536;
+/** Seeds, and counts that only memory bounds. */
+const ANY = Number.MAX_SAFE_INTEGER;
+/** Of any model. */
+const MAX_LAYERS = 4096;
 
 /**
  * Reads and checks the file; relative paths in it are taken from its own folder.
@@ -52,13 +60,13 @@ export function readTrainConfig(file: string): TrainConfig {
   const folder = dirname(resolve(file));
   const path = (reader: ConfigReader, key: string): string => resolve(folder, reader.path(key));
   const name = basename(file, extname(file));
-  const seed = top.integer('seed', 0, 0);
+  const seed = top.integer('seed', 0, 0, ANY);
   const evaluation = evaluationOf(top, path);
   return {
     file, model: path(top, 'model'), data: path(top, 'data'), ...(evaluation === undefined ? {} : { evaluation }),
     out: top.has('out') ? path(top, 'out') : join(folder, 'runs', name),
     load: { seed, ...loading(top, folder) },
-    records: records(top),
+    records: withSizes(top, records(top)),
     stages: stagesOf(top),
     training: { seed, ...training(top) },
   };
@@ -92,10 +100,18 @@ function loading(top: ConfigReader, folder: string): Omit<TrainConfig['load'], '
   };
 }
 
-/** A name, or switches, which are checked once the number of layers is known: `makePreset` names the wrong one. */
+/** A name, or switches; which layers there are to route and what they are changes of, only the model says. */
 function presetOf(top: ConfigReader): PresetName | PresetChanges {
-  const value = top.raw('preset');
-  return typeof value === 'string' ? top.oneOf<PresetName>('preset', undefined, ['default', 'paper', 'official']) : { ...top.object('preset') } as PresetChanges;
+  if (typeof top.raw('preset') === 'string') return top.oneOf<PresetName>('preset', undefined, ['default', 'paper', 'official']);
+  const changes: PresetChanges = { ...top.object('preset') };
+  try {
+    // Where the preset that they change decides, the one that allows most.
+    makePreset(changes, MAX_LAYERS, changes.misordered === true ? PRESETS.official : PRESETS.default);
+  } catch (error) {
+    if (!(error instanceof LibError)) throw error;
+    throw new LibError(error.code, `${error.message} (${top.name('preset')})`, { cause: error });
+  }
+  return changes;
 }
 
 function adapterOf(top: ConfigReader, folder: string): Pick<TrainConfig['load'], 'adapter'> {
@@ -105,8 +121,8 @@ function adapterOf(top: ConfigReader, folder: string): Pick<TrainConfig['load'],
   const adapter = top.child('adapter', ['rank', 'alpha', 'dropout', 'targets', 'vision']);
   return {
     adapter: {
-      ...adapter.given('rank', () => adapter.integer('rank', undefined, 1)), ...adapter.given('alpha', () => adapter.number('alpha', undefined, Number.MIN_VALUE)),
-      ...adapter.given('dropout', () => adapter.number('dropout', undefined, 0, 1)), ...adapter.given('targets', () => adapter.strings('targets')),
+      ...adapter.given('rank', () => adapter.integer('rank', undefined, 1, MAX_RANK)), ...adapter.given('alpha', () => adapter.number('alpha', undefined, Number.MIN_VALUE)),
+      ...adapter.given('dropout', () => adapter.number('dropout', undefined, 0, MAX_DROPOUT)), ...adapter.given('targets', () => adapter.strings('targets')),
       ...adapter.given('vision', () => adapter.boolean('vision', false)),
     },
   };
@@ -115,16 +131,29 @@ function adapterOf(top: ConfigReader, folder: string): Pick<TrainConfig['load'],
 function records(top: ConfigReader): RecordOptions {
   const images = top.child('images', ['minPixels', 'maxPixels', 'resizedHeight', 'resizedWidth', 'maxInputPixels']);
   return {
-    ...images.given('minPixels', () => images.integer('minPixels', undefined, 1)), ...images.given('maxPixels', () => images.integer('maxPixels', undefined, 1)),
-    ...images.given('resizedHeight', () => images.integer('resizedHeight', undefined, 1)), ...images.given('resizedWidth', () => images.integer('resizedWidth', undefined, 1)),
-    ...images.given('maxInputPixels', () => images.integer('maxInputPixels', undefined, 1)),
-    ...top.given('maxSteps', () => top.integer('maxSteps', undefined, 1)), ...top.given('cacheBytes', () => top.integer('cacheBytes', undefined, 0)),
+    ...images.given('minPixels', () => images.integer('minPixels', undefined, 1, MAX_PIXELS)), ...images.given('maxPixels', () => images.integer('maxPixels', undefined, 1, MAX_PIXELS)),
+    ...images.given('resizedHeight', () => images.integer('resizedHeight', undefined, 1, MAX_PICTURE_SIDE)), ...images.given('resizedWidth', () => images.integer('resizedWidth', undefined, 1, MAX_PICTURE_SIDE)),
+    ...images.given('maxInputPixels', () => images.integer('maxInputPixels', undefined, 1, ANY)),
+    ...top.given('maxSteps', () => top.integer('maxSteps', undefined, 1, MAX_STEPS)), ...top.given('cacheBytes', () => top.integer('cacheBytes', undefined, 0, ANY)),
   };
+}
+
+/** Sizes that no picture could have: the exact one is given whole and alone. */
+function withSizes(top: ConfigReader, options: RecordOptions): RecordOptions {
+  const { minPixels, maxPixels = DEFAULT_MAX_PIXELS, resizedHeight, resizedWidth } = options;
+  const place = top.name('images');
+  if ((resizedHeight === undefined) !== (resizedWidth === undefined)) {
+    fail('ERR_ARGUMENT', 'train', `Expected resizedHeight and resizedWidth of ${place} together but received only ${resizedHeight === undefined ? 'resizedWidth' : 'resizedHeight'}; add the other`);
+  }
+  if (minPixels === undefined) return options;
+  if (resizedHeight !== undefined) fail('ERR_ARGUMENT', 'train', `Expected either resizedHeight and resizedWidth or minPixels of ${place} but received both; leave one of them out`);
+  if (minPixels > maxPixels) fail('ERR_RANGE', 'train', `Expected minPixels of ${place} to be at most maxPixels = ${maxPixels} but received ${minPixels}; lower it, or raise maxPixels`);
+  return options;
 }
 
 function stagesOf(top: ConfigReader): TrainingStage[] {
   if (top.has('stages') === top.has('curriculum')) {
-    fail('ERR_ARGUMENT', 'train', `Expected exactly one of stages and curriculum in ${top.file} but received ${top.has('stages') ? 'both' : 'neither'}`);
+    fail('ERR_ARGUMENT', 'train', `Expected exactly one of stages and curriculum in ${top.file} but received ${top.has('stages') ? 'both; leave one of them out' : 'neither; add one of them, as examples/train.yaml shows'}`);
   }
   return top.has('stages') ? readStages(top) : curriculumStages(top);
 }
@@ -134,12 +163,12 @@ function training(top: ConfigReader): Omit<TrainConfig['training'], 'seed'> {
   const checkpoints = top.child('checkpoints', ['every', 'keep']);
   const most = 1 - 1e-9;
   return {
-    batchSize: top.integer('batchSize', 1, 1), accumulation: top.integer('accumulation', 1, 1),
+    batchSize: top.integer('batchSize', 1, 1, MAX_BATCH), accumulation: top.integer('accumulation', 1, 1, MAX_BATCH),
     trainVision: top.boolean('trainVision', false), recompute: top.boolean('recompute', false),
     ...optimizer.given('beta1', () => optimizer.number('beta1', undefined, 0, most)), ...optimizer.given('beta2', () => optimizer.number('beta2', undefined, 0, most)),
     ...optimizer.given('epsilon', () => optimizer.number('epsilon', undefined, Number.MIN_VALUE)), ...optimizer.given('weightDecay', () => optimizer.number('weightDecay', undefined, 0)),
     ...optimizer.given('maxNorm', () => optimizer.number('maxNorm', undefined, 0)),
-    checkpointEvery: checkpoints.integer('every', 0, 0), keepCheckpoints: checkpoints.integer('keep', 2, 0),
+    checkpointEvery: checkpoints.integer('every', 0, 0, MAX_STEPS), keepCheckpoints: checkpoints.integer('keep', 2, 0, MAX_STEPS),
     ...top.given('maxMemoryBytes', () => top.number('maxMemoryBytes', undefined, 0)), ...profileOf(top),
   };
 }
@@ -148,7 +177,7 @@ function profileOf(top: ConfigReader): Pick<TrainConfig['training'], 'profileEve
   if (!top.has('profile')) return {};
   const profile = top.child('profile', ['every', 'matricesEvery', 'matrixSide']);
   return {
-    profileEvery: profile.integer('every', 10, 1), profileMatricesEvery: profile.integer('matricesEvery', 100, 0), profileMatrixSide: profile.integer('matrixSide', 128, 1),
+    profileEvery: profile.integer('every', 10, 1, MAX_STEPS), profileMatricesEvery: profile.integer('matricesEvery', 100, 0, MAX_STEPS), profileMatrixSide: profile.integer('matrixSide', 128, 1, 1 << 20),
   };
 }
 
@@ -156,7 +185,7 @@ function evaluationOf(top: ConfigReader, path: (reader: ConfigReader, key: strin
   if (!top.has('evaluation')) return undefined;
   const evaluation = top.child('evaluation', ['data', 'maxNewTokens', 'batchSize', 'limit']);
   return {
-    data: path(evaluation, 'data'), maxNewTokens: evaluation.integer('maxNewTokens', 256, 1), batchSize: evaluation.integer('batchSize', 8, 1),
-    ...evaluation.given('limit', () => evaluation.integer('limit', undefined, 1)),
+    data: path(evaluation, 'data'), maxNewTokens: evaluation.integer('maxNewTokens', 256, 1, 2 ** 31 - 1), batchSize: evaluation.integer('batchSize', 8, 1, MAX_BATCH),
+    ...evaluation.given('limit', () => evaluation.integer('limit', undefined, 1, ANY)),
   };
 }

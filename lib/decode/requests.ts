@@ -16,7 +16,7 @@ export interface GenerativeModel<Messages = unknown> extends ModelView {
   /** Ids that end a sequence. */
   readonly endIds: readonly number[];
   decodeText?(ids: readonly number[]): string;
-  encodeMessages?(messages: Messages): Promise<PromptInput>;
+  encodeMessages?(messages: Messages, options?: { signal?: AbortSignal }): Promise<PromptInput>;
 }
 
 /** One request: either token ids with their pictures, or messages for the model's processor. */
@@ -142,7 +142,7 @@ async function prepare<M>(op: string, model: GenerativeModel<M>, request: Genera
   const latentSteps = check.integer(op, `latentSteps of ${what}`, request.latentSteps ?? options.latentSteps, 0, MAX_LATENTS);
   const maxNewTokens = check.integer(op, `maxNewTokens of ${what}`, request.maxNewTokens ?? options.maxNewTokens, 1);
   const seed = check.integer(op, `seed of ${what}`, request.seed ?? options.seed, 0);
-  const prompt = await promptOf(op, model, request, what);
+  const prompt = await promptOf(op, model, request, what, options);
   checkPrompt(op, what, prompt, model.geometry);
   const { replay, allImages } = options.preset;
   const images = replay && latentSteps > 0 ? replayedImages(prompt, model.geometry, allImages) : [];
@@ -164,7 +164,7 @@ function copied({ promptIds, pictures }: PromptInput): PromptInput {
   };
 }
 
-async function promptOf<M>(op: string, model: GenerativeModel<M>, request: GenerateRequest<M>, what: string): Promise<PromptInput> {
+async function promptOf<M>(op: string, model: GenerativeModel<M>, request: GenerateRequest<M>, what: string, { signal }: CheckedOptions): Promise<PromptInput> {
   if ((request.messages === undefined) === (request.promptIds === undefined)) {
     fail('ERR_ARGUMENT', op, `Expected exactly one of messages and promptIds in ${what} but received ${request.messages === undefined ? 'neither' : 'both'}`);
   }
@@ -172,5 +172,5 @@ async function promptOf<M>(op: string, model: GenerativeModel<M>, request: Gener
   if (model.encodeMessages === undefined) {
     fail('ERR_UNSUPPORTED', op, `Expected a model with a processor for the messages of ${what} but received one without; give promptIds`);
   }
-  return model.encodeMessages(request.messages as M);
+  return model.encodeMessages(request.messages as M, signal === undefined ? {} : { signal });
 }

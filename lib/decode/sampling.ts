@@ -1,6 +1,7 @@
 /** Choosing the next token from logits: greedy, or sampled by temperature, top-k, top-p and min-p. Pure and seeded. */
 import * as check from '../check';
 import { fail } from '../errors';
+import { MAX_PENALTY, MIN_PENALTY } from '../model/record';
 
 export interface SamplingOptions {
   /** 0 = greedy (ties to the lowest id). */
@@ -11,7 +12,7 @@ export interface SamplingOptions {
   topP: number;
   /** Drop tokens less likely than this share of the most likely one; 0 = none. */
   minP: number;
-  /** Logits of tokens that were seen (all of the prompt included, image tokens too) are divided by this when positive, multiplied when negative; 1 = off. */
+  /** Logits of tokens that were seen (all of the prompt included, image tokens too) are divided by this (0.001 to 1000) when positive, multiplied when negative; 1 = off. */
   repetitionPenalty: number;
 }
 
@@ -25,7 +26,7 @@ export function checkSampling(op: string, options: SamplingOptions): void {
   check.integer(op, 'topK', options.topK, 0);
   check.number(op, 'topP', options.topP, Number.MIN_VALUE, 1);
   check.number(op, 'minP', options.minP, 0, 1);
-  check.number(op, 'repetitionPenalty', options.repetitionPenalty, Number.MIN_VALUE);
+  check.number(op, 'repetitionPenalty', options.repetitionPenalty, MIN_PENALTY, MAX_PENALTY);
 }
 
 /**

@@ -7,8 +7,9 @@ import type { LazyItem } from './accuracy';
 const [CHOICES, OPEN] = ['multiple choice', 'open'];
 
 /**
- * Questions for `evaluate`, made when their turn comes. An answer is right when the last `answer is` of the generated text is followed by
- * the letter of the choice, or by the answer's own text (case, spaces and a full stop at the end do not count).
+ * Questions for `evaluate`, made when their turn comes. A record with choices is answered right when `answeredLetter` of the generated text
+ * is the letter of its answer; one without when `answeredText` is its answer (case, spaces, bold marks and a full stop at the end do not
+ * count).
  *
  * @param options `maxSteps` and `cacheBytes` mean nothing here.
  * @throws as `recordData`.
@@ -23,17 +24,17 @@ export function recordItems(model: RecordModel, records: readonly DataRecord[], 
   });
 }
 
-/** The letter after the last `answer is` or `Answer:`; undefined where there is none. */
+/** The letter after the last `answer is` or `Answer:` that one follows, in brackets or bold or plain; undefined where there is none. */
 export function answeredLetter(text: string): string | undefined {
-  return [...text.matchAll(/[Aa]nswer(?: is|:)\s*[({[]?([A-Z])(?![A-Za-z])/g)].at(-1)?.[1];
+  return [...text.matchAll(/[Aa]nswer(?: is\b:?|:)[\s*({[]*([A-Z])(?![A-Za-z])/g)].at(-1)?.[1];
 }
 
-/** What follows the last `answer is` to the end of its line; undefined where there is none. */
+/** What follows the last `answer is` or `Answer:` to the end of its line; undefined where there is neither. */
 export function answeredText(text: string): string | undefined {
-  const said = [...text.matchAll(/answer is[: ]([^\n]*)/gi)].at(-1)?.[1];
-  return said === undefined ? undefined : plain(said);
+  const said = [...text.matchAll(/answer(?: is\b:?|:)/gi)].at(-1);
+  return said === undefined ? undefined : plain(text.slice(said.index + said[0].length).split('\n', 1)[0]!);
 }
 
 function plain(text: string): string {
-  return text.trim().replace(/\.$/, '').trim().replace(/\s+/g, ' ').toLowerCase();
+  return text.trim().replace(/^\*\*|\.?\*\*\.?$|\.$/g, '').trim().replace(/\s+/g, ' ').toLowerCase();
 }

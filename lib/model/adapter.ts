@@ -51,8 +51,8 @@ export interface Adapter {
 const OP = 'adapter';
 const FIELDS = ['rank', 'alpha', 'dropout', 'targets', 'vision'];
 const PREFIX = 'lora.';
-/** Limit of the addon. */
-export const MAX_RANK = 1 << 20;
+/** More is a mistake: the detour would be wider than the layers of any model. */
+export const MAX_RANK = 65536;
 /** At 1 nothing would be left. */
 export const MAX_DROPOUT = 0.999;
 
@@ -82,23 +82,27 @@ export function makeAdapter(config: ModelConfig, options: AdapterOptions, base: 
   const alpha = check.number(OP, 'alpha', options.alpha ?? 2 * rank, Number.MIN_VALUE, 1e6);
   const dropout = check.number(OP, 'dropout', options.dropout ?? 0, 0, MAX_DROPOUT);
   const vision = check.boolean(OP, 'vision', options.vision ?? false);
-  const candidates = [...adaptableLayers(config)].filter(([name]) => vision || !name.startsWith('visual.'));
-  const names = chosen(candidates.map(([name]) => name), options.targets);
+  const all = [...adaptableLayers(config)];
+  const candidates = all.filter(([name]) => vision || !name.startsWith('visual.'));
+  const names = chosen(candidates.map(([name]) => name), options.targets, all.map(([name]) => name));
   const layers = candidates.filter(([name]) => names.has(name)).map(([target, size]) => Object.freeze({ target, rank, scale: alpha / rank, ...size }));
   return Object.freeze({ rank, alpha, dropout, layers: Object.freeze(layers), base, source: Object.freeze({}), isNested: true });
 }
 
-function chosen(names: readonly string[], targets: readonly string[] | undefined): ReadonlySet<string> {
+/** @param all those of the vision tower too, for what to do about a target that is only there. */
+function chosen(names: readonly string[], targets: readonly string[] | undefined, all: readonly string[]): ReadonlySet<string> {
+  const isNamed = (target: string) => (name: string): boolean => name === target || name.endsWith(`.${target}`);
   if (targets === undefined) return new Set(names);
   if (check.array(OP, 'targets', targets).length === 0) fail('ERR_ARGUMENT', OP, 'Expected at least one name in targets but received none. Leave targets out for all linear layers.');
   const found = new Set<string>();
   for (const target of targets) {
     check.string(OP, 'a name in targets', target);
-    const matches = names.filter((name) => name === target || name.endsWith(`.${target}`));
+    const matches = names.filter(isNamed(target));
     if (matches.length === 0) {
       const ends = [...new Set(names.map((name) => name.split('.').at(-1)!))];
-      const hint = check.nearest(target, ends);
-      fail('ERR_ARGUMENT', OP, `Expected targets to be ends of the names of linear layers, as ${ends.map((end) => `'${end}'`).join(', ')}, but received ${check.show(target)}${hint === undefined ? '' : `; did you mean '${hint}'?`}`);
+      const near = check.nearest(target, ends);
+      const hint = all.some(isNamed(target)) ? '; set vision: true, because it is in the vision tower' : near === undefined ? '' : `; did you mean '${near}'?`;
+      fail('ERR_ARGUMENT', OP, `Expected targets to be ends of the names of linear layers, as ${ends.map((end) => `'${end}'`).join(', ')}, but received ${check.show(target)}${hint}`);
     }
     for (const name of matches) found.add(name);
   }

@@ -5,7 +5,7 @@ import { show } from '../check';
 import { fail } from '../errors';
 import type { NativeFileTensor } from '../native';
 import { adapterNames, MAX_DROPOUT, MAX_RANK, type AdaptableLayers, type AdaptedLayer, type Adapter } from './adapter';
-import { exists, readJson } from './files';
+import { kindOf, readJson } from './files';
 import { isObject, JsonReader, type JsonObject } from './jsonReader';
 import { canonicalName } from './parameterShapes';
 import { readHeader, type TensorEntry } from './safetensors';
@@ -53,7 +53,7 @@ export async function openAdapter(directory: string, known: AdaptableLayers, own
   const alphas = patterns(file, 'alpha_pattern');
   const scaleOf = (name: string, own: number): number => (alphas.find(([end]) => `.${name}`.endsWith(`.${end}`))?.[1] ?? alpha) / (file.boolean('use_rslora', false) ? Math.sqrt(own) : own);
   const path = join(directory, ADAPTER_WEIGHTS);
-  if (!(await exists(path))) return fail('ERR_CHECKPOINT', 'load', `Expected ${ADAPTER_WEIGHTS} in ${directory} but received no such file. Save the adapter as safetensors (PEFT's default).`);
+  if (await kindOf(path) === 'missing') return fail('ERR_CHECKPOINT', 'load', `Expected ${ADAPTER_WEIGHTS} in ${directory} but received no such file. Save the adapter as safetensors (PEFT's default).`);
   const { layers, tensors, isNested } = matchLayers((await readHeader(path)).tensors, path, known, owner, scaleOf);
   const base = file.text('base_model_name_or_path', '');
   return Object.freeze({ path, tensors, adapter: Object.freeze({ rank, alpha, dropout, layers, base: base === '' ? undefined : base, source: file.object, isNested }) });

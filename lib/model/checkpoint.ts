@@ -10,7 +10,7 @@ import { parseConfig, withVocab, type ModelConfig } from './config';
 import { adaptableLayers } from './adapter';
 import { openAdapter, type FileAdapter } from './adapterFiles';
 import { checkExtraShapes, extraShapes, EXTRAS_FILE, readExtras, type FileExtras } from './extras';
-import { exists, readJson, readText } from './files';
+import { kindOf, readJson, readText } from './files';
 import { parseImageSettings, type ImageSettings } from './imageSettings';
 import { isObject, own } from './jsonReader';
 import { canonicalName, EMBEDDING, parameterShapes, sizeOf } from './parameterShapes';
@@ -32,6 +32,8 @@ export interface Checkpoint {
   readonly generation: GenerationDefaults;
   readonly record: LatentRecord;
   readonly companions: CompanionFiles;
+  /** With an adapter: the files of the base alone. */
+  readonly baseCompanions?: CompanionFiles;
   /** Storage that loses nothing of the file and takes the least memory. */
   readonly dtype: StorageDType;
   /** Where each parameter lies, by file. */
@@ -46,6 +48,8 @@ export interface Checkpoint {
 
 const SINGLE = 'model.safetensors';
 const INDEX = 'model.safetensors.index.json';
+/** The largest models have some hundred. */
+const MAX_SHARDS = 10_000;
 const LOADABLE: ReadonlySet<string> = new Set(['F32', 'F16', 'BF16']);
 
 /** A tensor of some file, under its canonical name. */
@@ -64,19 +68,23 @@ interface Found {
  *   `ERR_ARGUMENT` and `ERR_RANGE` for the preset.
  */
 export async function openCheckpoint(directory: string, preset: PresetName | PresetChanges = {}, adapterDirectory?: string): Promise<Checkpoint> {
-  check.string('load', 'directory', directory);
+  check.path('load', 'directory', directory);
   const rawConfig = await readJson(join(directory, 'config.json'));
-  if (rawConfig === undefined) return fail('ERR_CHECKPOINT', 'load', `Expected config.json in ${directory} but received no such file. Give the directory of a Hugging Face checkpoint.`);
+  if (rawConfig === undefined) {
+    if (await kindOf(directory) === 'missing') return fail('ERR_CHECKPOINT', 'load', `Expected the directory of a Hugging Face checkpoint but received ${JSON.stringify(directory)}, which is not there. ${nowhere(directory)}`);
+    return fail('ERR_CHECKPOINT', 'load', `Expected config.json in ${directory} but received ${await missingFrom(directory)}. Give the directory of a Hugging Face checkpoint.`);
+  }
   const stated = parseConfig(rawConfig);
   const found = await findTensors(directory);
   const config = withVocab(stated, tableRows(found, stated));
   const { files, ignored, dtype } = matchParameters(found, config);
   const { layers, hidden } = config.text;
   const adapter = adapterDirectory === undefined ? undefined : await openAdapter(adapterDirectory, adaptableLayers(config));
-  const beside = async (file: string): Promise<string> => (adapterDirectory !== undefined && await exists(join(adapterDirectory, file)) ? adapterDirectory : directory);
+  const beside = async (file: string): Promise<string> => (adapterDirectory !== undefined && await kindOf(join(adapterDirectory, file)) !== 'missing' ? adapterDirectory : directory);
   const recorded = parseRecord(await readJson(join(await beside('plumbline.json'), 'plumbline.json')), layers);
   const record = Object.freeze({ ...recorded, preset: makePreset(preset, layers, recorded.preset) });
   const extras = await readExtras(await beside(EXTRAS_FILE));
+  const baseCompanions = await readCompanions(directory);
   const held = new Set(extras.tensors.map(({ name }) => name));
   const lost = extraShapes(recorded.preset, hidden).find(({ name }) => !held.has(name));
   if (lost !== undefined) {
@@ -87,9 +95,20 @@ export async function openCheckpoint(directory: string, preset: PresetName | Pre
     directory, config, files, ignored, dtype, record, extras,
     images: parseImageSettings(await readPreprocessing(directory), config.vision),
     generation: parseGeneration(await readJson(join(directory, 'generation_config.json')), config.source),
-    companions: new Map([...await readCompanions(directory), ...(adapterDirectory === undefined ? [] : await readCompanions(adapterDirectory))]),
-    ...(adapter === undefined ? {} : { adapter }),
+    companions: new Map([...baseCompanions, ...(adapterDirectory === undefined ? [] : await readCompanions(adapterDirectory))]),
+    ...(adapter === undefined ? {} : { adapter, baseCompanions }),
   });
+}
+
+/** What to do about a directory that is not there; what looks like a name of the hub was probably meant as one. */
+function nowhere(directory: string): string {
+  const [, name] = /^[\w-][\w.-]*\/([\w-][\w.-]*)$/.exec(directory) ?? [];
+  return name === undefined ? 'Correct the path.' : `Nothing is downloaded here: huggingface-cli download ${directory} --local-dir ${name}, then give ${name}.`;
+}
+
+async function missingFrom(directory: string): Promise<string> {
+  const kind = await kindOf(directory);
+  return kind === 'a directory' ? 'no such file' : kind === 'file' ? 'a file of that name' : kind;
 }
 
 async function readPreprocessing(directory: string): Promise<unknown> {
@@ -129,7 +148,7 @@ async function findTensors(directory: string): Promise<Map<string, Found>> {
 
 /** Weight files and, when sharded, the names that each should hold. One file wins over shards, as in transformers. */
 export async function shardFiles(directory: string): Promise<Map<string, string[] | undefined>> {
-  if (await exists(join(directory, SINGLE))) return new Map([[SINGLE, undefined]]);
+  if (await kindOf(join(directory, SINGLE)) !== 'missing') return new Map([[SINGLE, undefined]]);
   const index = await readJson(join(directory, INDEX));
   if (index === undefined) return fail('ERR_CHECKPOINT', 'load', `Expected ${SINGLE} or ${INDEX} in ${directory} but received neither. Download the weights, or convert them to safetensors.`);
   const map = isObject(index) ? own(index, 'weight_map') : undefined;
@@ -142,6 +161,7 @@ export async function shardFiles(directory: string): Promise<Map<string, string[
     names.push(name);
     shards.set(file, names);
   }
+  if (shards.size > MAX_SHARDS) return fail('ERR_CHECKPOINT', 'load', `Expected at most ${MAX_SHARDS} files in weight_map of ${INDEX} but received ${shards.size}. Download the file again.`);
   return shards;
 }
 

@@ -48,6 +48,9 @@ const OP = 'config';
 /** Sizes above these are a broken file, not a model: they keep all products of sizes below 2^53. */
 const MAX_WIDTH = 1 << 20;
 const MAX_VOCAB = 1 << 24;
+/** Limits of the addon. */
+const MAX_EPS = 1;
+const [MIN_THETA, MAX_THETA] = [1, 1e15];
 const ARCHITECTURES: Readonly<Record<ModelKind, string>> = { qwen2_vl: 'Qwen2VLForConditionalGeneration', qwen2_5_vl: 'Qwen2_5_VLForConditionalGeneration' };
 const TOKEN_DEFAULTS = { vision_start_token_id: 151652, vision_end_token_id: 151653, image_token_id: 151655, video_token_id: 151656 };
 
@@ -65,10 +68,31 @@ export function parseConfig(raw: unknown): ModelConfig {
   const flat: JsonReader = new JsonReader(OP, 'config.json', { ...raw, ...nested });
   const text = parseText(top, flat);
   const vision = parseVision(kind, top.child('vision_config'), text.hidden);
-  return Object.freeze({
+  return known({
     kind, text, vision, tokens: parseTokens(top, text.vocab),
     initializerRange: flat.positive('initializer_range', 0.02), source: raw,
   });
+}
+
+/** The configs that were checked here: an object of the same look may hold anything. */
+const KNOWN = new WeakSet<object>();
+
+function known(config: ModelConfig): ModelConfig {
+  KNOWN.add(config);
+  return Object.freeze(config);
+}
+
+/**
+ * The config of a model as it is, or that of a new one.
+ *
+ * @throws {LibError} `ERR_ARGUMENT` naming the argument; as `newConfig`.
+ */
+export function configOf(op: string, name: string, value: unknown): ModelConfig {
+  if (KNOWN.has(check.object(op, name, value))) return value as ModelConfig;
+  if ('source' in (value as object)) {
+    fail('ERR_ARGUMENT', op, `Expected ${name} to be dimensions, or the config of a model as it came, but received an object with 'source' that neither is. Give model.config itself, or dimensions without 'source'.`);
+  }
+  return newConfig(value as NewModelConfig);
 }
 
 function checkKind(top: JsonReader): ModelKind {
@@ -101,7 +125,7 @@ function parseText(top: JsonReader, flat: JsonReader): TextConfig {
     hidden, layers, heads, kvHeads, headDim, tied, ...rope,
     intermediate: flat.integer('intermediate_size', 29568, 1, MAX_WIDTH),
     vocab: flat.integer('vocab_size', 152064, 1, MAX_VOCAB),
-    eps: flat.positive('rms_norm_eps', 1e-5),
+    eps: flat.positive('rms_norm_eps', 1e-5, MAX_EPS),
   });
 }
 
@@ -115,7 +139,7 @@ function parseRope(flat: JsonReader, headDim: number): { ropeTheta: number; mrop
   if (!section.every((n) => Number.isInteger(n) && n >= 0) || 2 * section.reduce((a, b) => a + b, 0) !== headDim) {
     rope.wrong('mrope_section', `three whole numbers that sum to half of head_dim = ${headDim}`, 'head_dim is hidden_size / num_attention_heads unless given.');
   }
-  const ropeTheta = rope.has('rope_theta') ? rope.positive('rope_theta', undefined) : flat.positive('rope_theta', 1e6);
+  const ropeTheta = (rope.has('rope_theta') ? rope : flat).between('rope_theta', 1e6, MIN_THETA, MAX_THETA);
   return { ropeTheta, mropeSection: section };
 }
 
@@ -195,5 +219,5 @@ export function modelGeometry(config: ModelConfig): ModelGeometry {
 
 /** The same config with the number of rows that the embedding table really has. */
 export function withVocab(config: ModelConfig, vocab: number): ModelConfig {
-  return vocab === config.text.vocab ? config : Object.freeze({ ...config, text: Object.freeze({ ...config.text, vocab }) });
+  return vocab === config.text.vocab ? config : known({ ...config, text: Object.freeze({ ...config.text, vocab }) });
 }

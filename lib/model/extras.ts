@@ -7,7 +7,7 @@ import * as check from '../check';
 import { fail } from '../errors';
 import type { NativeExtraSpec, NativeFileTensor } from '../native';
 import { isAdapter } from './adapter';
-import { exists } from './files';
+import { kindOf } from './files';
 import { isBackbone } from './parameterShapes';
 import { routes, type Preset } from './preset';
 import { readHeader } from './safetensors';
@@ -77,7 +77,7 @@ const MAX_EXTENT = 2 ** 32;
  */
 export async function readExtras(directory: string): Promise<FileExtras> {
   const path = join(directory, EXTRAS_FILE);
-  if (!(await exists(path))) return Object.freeze({ path, tensors: Object.freeze([]) });
+  if (await kindOf(path) === 'missing') return Object.freeze({ path, tensors: Object.freeze([]) });
   const { tensors } = await readHeader(path);
   const found = [...tensors.values()].map(({ name, dtype, shape, offset, bytes }): FileExtra => {
     const wrong = (expected: string, received: string): never =>

@@ -1,11 +1,19 @@
 /** Files that appear complete or not at all, and JSON files. */
 import { randomUUID } from 'node:crypto';
-import { open, readFile, rename, rm, stat } from 'node:fs/promises';
+import { lstat, open, readFile, rename, rm, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { fail } from '../errors';
 
-/** JSON files of a checkpoint are at most a few MB (tokenizer.json: 11 MB). */
-const MAX_JSON_BYTES = 256 * 1024 * 1024;
+/**
+ * Bytes that a text file may have: of a text of tiny values `JSON.parse` makes some fifty times as much memory. The largest in use:
+ * config.json 20 KB, tokenizer.json 11 MB, vocab.json 3 MB, an index 0.1 MB, trainer.json little more.
+ */
+const MAX_BYTES = 1 << 20;
+const LARGER: Readonly<Record<string, number>> = {
+  'tokenizer.json': 64 << 20, 'vocab.json': 32 << 20, 'merges.txt': 32 << 20, 'model.safetensors.index.json': 16 << 20,
+  'tokenizer_config.json': 16 << 20, 'added_tokens.json': 16 << 20,  // some list thousands of unused tokens
+};
+const POINTER = 'version https://git-lfs';
 /** One write call; Linux takes at most 2 GiB at once. */
 const CHUNK_BYTES = 64 * 1024 * 1024;
 
@@ -61,13 +69,30 @@ export async function exists(path: string): Promise<boolean> {
   return stat(path).then((found) => found.isFile(), () => false);
 }
 
-/** Text of a file of a checkpoint, or undefined when there is no such file. */
+/** Text of a file of a checkpoint, without a byte order mark; undefined when there is no such file. */
 export async function readText(path: string): Promise<string | undefined> {
-  if (!(await exists(path))) return undefined;
+  const kind = await kindOf(path);
+  if (kind === 'missing') return undefined;
+  if (kind !== 'file') return fail('ERR_CHECKPOINT', 'load', `Expected a readable file at ${path} but received ${kind}. Remove it, or put the file in its place.`);
   const { size } = await stat(path);
-  if (size > MAX_JSON_BYTES) return fail('ERR_CHECKPOINT', 'load', `Expected ${path} to have at most ${MAX_JSON_BYTES} bytes but received ${size}. Is it the right file?`);
-  return readFile(path, 'utf8').catch((error: Error) =>
+  const most = LARGER[basename(path)] ?? MAX_BYTES;
+  if (size > most) return fail('ERR_CHECKPOINT', 'load', `Expected ${path} to have at most ${most} bytes but received ${size}. Is it the right file?`);
+  const text = await readFile(path, 'utf8').catch((error: Error) =>
     fail('ERR_CHECKPOINT', 'load', `Expected a readable file at ${path} but received ${error.message}. Correct its permissions, or copy it again.`, { cause: error }));
+  checkPointer(path, text);
+  return text.replace(/^\uFEFF/, '');
+}
+
+/** What lies at a path, in words for a message. */
+export async function kindOf(path: string): Promise<'file' | 'missing' | 'a directory' | 'a link to nothing' | 'something else'> {
+  const found = await stat(path).catch(() => undefined);
+  if (found !== undefined) return found.isFile() ? 'file' : found.isDirectory() ? 'a directory' : 'something else';
+  return lstat(path).then((link) => (link.isSymbolicLink() ? 'a link to nothing' : 'missing'), () => 'missing');
+}
+
+/** @throws {LibError} `ERR_CHECKPOINT` for what Git leaves in place of a large file that was not downloaded. */
+export function checkPointer(path: string, start: string): void {
+  if (start.startsWith(POINTER)) fail('ERR_CHECKPOINT', 'load', `Expected the content of ${path} but received a pointer of Git LFS, which stands for it. Download the file itself: run git lfs pull in its directory.`);
 }
 
 /** A parsed JSON file, or undefined when there is no such file. */

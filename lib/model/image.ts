@@ -1,11 +1,12 @@
 /** Pictures: from files, bytes or raw pixels to RGB of the size that the vision tower takes. */
+import { setImmediate } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import type SharpFactory from 'sharp';
 import { abortable } from '../abort';
 import * as check from '../check';
 import { LibError, fail } from '../errors';
 import { native } from '../native';
-import { exists } from './files';
+import { kindOf } from './files';
 
 /** Pixels that are there already: 8-bit, row-major, channels interleaved; 1 = grey, 2 = grey + alpha, 3 = RGB, 4 = RGBA. */
 export interface RawImage {
@@ -47,6 +48,8 @@ export const DEFAULT_MAX_INPUT_PIXELS = 100_000_000;
 const DECODE_SECONDS = 60;
 /** Formats of pixels. Not SVG: it is a program, and a few hundred bytes of it draw for minutes. */
 const FORMATS: ReadonlySet<string> = new Set(['png', 'jpeg', 'webp', 'gif', 'tiff', 'heif']);
+/** Some 5 ms. */
+const SLICE_PIXELS = 1 << 18;
 /** Largest ratio of sides, as in the reference preprocessing. */
 const MAX_ASPECT = 200;
 
@@ -109,7 +112,8 @@ export async function decodeImage(source: ImageSource, limits: ImageLimits = { m
   if (isRaw(source)) return decodeRaw(source, limits);
   const { input, name } = encodedInput(source);
   // Also because opening a named pipe waits for a writer for ever.
-  if (typeof input === 'string' && !(await exists(input))) fail('ERR_IMAGE', 'image', `Expected an image file at ${check.show(name)} but received no such file. Correct the path, or give the bytes.`);
+  const kind = typeof input === 'string' ? await kindOf(input) : 'file';
+  if (kind !== 'file') fail('ERR_IMAGE', 'image', `Expected an image file at ${check.show(name)} but received ${kind === 'missing' ? 'no such file' : kind}. Correct the path, or give the bytes.`);
   const sharp = loadSharp();
   try {
     const options = { limitInputPixels: false, failOn: 'error', ignoreIcc: true } as const;
@@ -118,9 +122,10 @@ export async function decodeImage(source: ImageSource, limits: ImageLimits = { m
     checkSize(name, width, height, limits);
     const { data, info } = await sharp(input, options).autoOrient().toColourspace('srgb').raw({ depth: 'uchar' }).timeout({ seconds: DECODE_SECONDS }).toBuffer({ resolveWithObject: true });
     limits.signal?.throwIfAborted();
-    return { pixels: toRgb(data, info.width * info.height, info.channels), height: info.height, width: info.width };
+    const owned = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+    return { pixels: await toRgb(owned, info.width * info.height, info.channels, limits.signal), height: info.height, width: info.width };
   } catch (error) {
-    if (error instanceof LibError || limits.signal?.aborted === true) throw error;
+    if (error instanceof LibError || (limits.signal?.aborted === true && error === limits.signal.reason)) throw error;
     return fail('ERR_IMAGE', 'image', `Expected ${name} to be an image that can be decoded but received: ${(error as Error).message.trim()}. Give PNG, JPEG, WebP, GIF, TIFF or AVIF.`, { cause: error });
   }
 }
@@ -136,7 +141,7 @@ function isRaw(source: ImageSource): source is RawImage {
   return typeof source === 'object' && source !== null && 'data' in source;
 }
 
-function decodeRaw(image: RawImage, limits: ImageLimits): RgbImage {
+async function decodeRaw(image: RawImage, limits: ImageLimits): Promise<RgbImage> {
   const width = check.integer('image', 'width', image.width, 1, 2 ** 31 - 1);
   const height = check.integer('image', 'height', image.height, 1, 2 ** 31 - 1);
   const channels = check.integer('image', 'channels', image.channels, 1, 4);
@@ -146,7 +151,7 @@ function decodeRaw(image: RawImage, limits: ImageLimits): RgbImage {
   if (data.length !== width * height * channels) {
     fail('ERR_SHAPE', 'image', `Expected data to have width*height*channels = ${width * height * channels} elements but received ${data.length}`);
   }
-  return { pixels: toRgb(data, width * height, channels), height, width };
+  return { pixels: await toRgb(new Uint8Array(data), width * height, channels, limits.signal), height, width };
 }
 
 /** Bytes are copied: the decoder reads them on another thread, and the caller may transfer them away. */
@@ -181,19 +186,28 @@ function decodeDataUrl(url: string): Buffer {
   return bytes;
 }
 
-/** Alpha over white: (c*a + 255*(255-a)) / 255, rounded, in integers. */
-function toRgb(data: Uint8Array | Uint8ClampedArray, pixels: number, channels: number): Uint8Array {
-  if (channels === 3) return Uint8Array.from(data);
+/** The data themselves where they are RGB. In slices, between which other work goes on: a photo of 100 megapixels takes seconds. */
+async function toRgb(data: Uint8Array, pixels: number, channels: number, signal: AbortSignal | undefined): Promise<Uint8Array> {
+  if (channels === 3) return data;
   const out = new Uint8Array(3 * pixels);
+  for (let start = 0; start < pixels; start += SLICE_PIXELS) {
+    if (start > 0) await setImmediate();
+    signal?.throwIfAborted();
+    overWhite(data, out, channels, start, Math.min(pixels, start + SLICE_PIXELS));
+  }
+  return out;
+}
+
+/** Alpha over white: (c*a + 255*(255-a)) / 255, rounded, in integers. Not the `flatten` of libvips, which rounds down. */
+function overWhite(data: Uint8Array, out: Uint8Array, channels: number, start: number, end: number): void {
   const colours = channels >= 3 ? 3 : 1;
-  for (let i = 0; i < pixels; i++) {
+  for (let i = start; i < end; i++) {
     const alpha = channels === colours ? 255 : data[i * channels + colours]!;
     for (let c = 0; c < 3; c++) {
       const sum = data[i * channels + (colours === 3 ? c : 0)]! * alpha + 255 * (255 - alpha) + 128;
       out[3 * i + c] = (sum + (sum >> 8)) >> 8;
     }
   }
-  return out;
 }
 
 /** Loaded at the first picture: programs that give token ids or finished pixels never need it. */

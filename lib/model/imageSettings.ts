@@ -56,7 +56,7 @@ export function parseImageSettings(raw: unknown, vision: VisionConfig): ImageSet
 }
 
 const VIDEO_FILE = 'video_preprocessor_config.json';
-/** Of qwen_vl_utils and of transformers' Qwen2VLVideoProcessor: bounds of a frame, and the tokens of a context that a video is cut to. */
+/** Of transformers' Qwen2VLVideoProcessor: bounds of a frame where no file says, and the tokens of a context that a video is cut to. */
 const VIDEO_MIN_PIXELS = 128 * 28 * 28;
 const VIDEO_MAX_PIXELS = 768 * 28 * 28;
 const VIDEO_TOKENS = 128_000;
@@ -64,12 +64,17 @@ const VIDEO_TOKENS = 128_000;
 const VIDEO_SHARE = 0.9;
 
 /**
- * Reads a parsed video_preprocessor_config.json. Without one the bounds are those of qwen_vl_utils: preprocessor_config.json of the hub
- * allows frames of 12.8 million pixels.
+ * How frames become pixels: as a parsed video_preprocessor_config.json says (or `video_processor` of processor_config.json), else as
+ * preprocessor_config.json says of images, as transformers has it, but with frames of at most 602,112 pixels: the hub's files allow 12.8
+ * million.
  *
+ * @param images what preprocessor_config.json says.
  * @throws {LibError} `ERR_CHECKPOINT` naming the key.
  */
-export function parseVideoSettings(raw: unknown): VideoSettings {
+export function parseVideoSettings(raw: unknown, images: ImageSettings): VideoSettings {
+  if (raw === undefined && Object.keys(images.source).length > 0) {
+    return Object.freeze({ minPixels: Math.min(images.minPixels, VIDEO_MAX_PIXELS), maxPixels: Math.min(images.maxPixels, VIDEO_MAX_PIXELS), tokens: VIDEO_SHARE * VIDEO_TOKENS });
+  }
   if (raw !== undefined && !isObject(raw)) return fail('ERR_CHECKPOINT', OP, `Expected ${VIDEO_FILE} to hold an object. Take the file from the model's own repository.`);
   const file: JsonReader = new JsonReader(OP, VIDEO_FILE, raw ?? {});
   const size: JsonReader = file.child('size');

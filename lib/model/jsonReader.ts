@@ -46,11 +46,20 @@ export class JsonReader {
     return value;
   }
 
-  /** A finite number > 0. */
-  positive(key: string, fallback: number | undefined): number {
+  /** A finite number > 0, at most `max`. */
+  positive(key: string, fallback: number | undefined, max = Number.MAX_VALUE): number {
     const value = own(this.object, key) ?? fallback;
-    if (typeof value !== 'number' || !Number.isFinite(value) || value <= 0) {
-      this.wrong(key, 'a finite number above 0', `Correct the file or take it from the model's own repository.`);
+    if (typeof value !== 'number' || !(value > 0 && value <= max)) {
+      this.wrong(key, max === Number.MAX_VALUE ? 'a finite number above 0' : `a number above 0, at most ${max}`, `Correct the file or take it from the model's own repository.`);
+    }
+    return value;
+  }
+
+  /** A number in [min, max]. */
+  between(key: string, fallback: number | undefined, min: number, max: number): number {
+    const value = own(this.object, key) ?? fallback;
+    if (typeof value !== 'number' || !(value >= min && value <= max)) {
+      this.wrong(key, `a number from ${min} to ${max}`, `Correct the file or take it from the model's own repository.`);
     }
     return value;
   }

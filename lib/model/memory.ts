@@ -81,9 +81,10 @@ export function trainingMemory(model: NativeModel): TrainingMemory {
 /**
  * Refuses a training whose gradients, moments and master copies do not fit: those of the parameters that are trainable now.
  *
+ * @param limit bytes that may be taken where the model lies.
  * @throws {LibError} `ERR_OUT_OF_MEMORY` with both figures and what can be done.
  */
-export function requireTrainingMemory(op: string, model: NativeModel, limit: number = availableMemory()): void {
+export function requireTrainingMemory(op: string, model: NativeModel, limit: number): void {
   const { trainable, weightBytes, stateBytes } = trainingMemory(model);
   const needed = weightBytes + stateBytes - model.bytes();   // about nothing when training was enabled before
   if (needed > limit) {

@@ -46,14 +46,14 @@ const PARTS = { text: 'text', image: 'image', image_url: 'image_url', video: 'vi
 
 /** Checks messages; returns what the template sees, and the pictures in their order. @throws {LibError} `ERR_ARGUMENT` naming message and part. */
 export function readMessages(messages: readonly Message[]): { rendered: TemplateMessage[]; pictures: MessagePicture[] } {
-  if (!Array.isArray(messages) || messages.length === 0) fail('ERR_ARGUMENT', 'encode', `Expected messages to be a list of at least one message but received ${check.show(messages)}`);
+  if (!Array.isArray(messages) || messages.length === 0) fail('ERR_ARGUMENT', 'encode', `Expected messages to be a list of at least one message but received ${check.show(messages)}. Give [{ role: 'user', content: 'text' }].`);
   const pictures: MessagePicture[] = [];
   const rendered = (messages as readonly Message[]).map((message, m): TemplateMessage => {
-    if (typeof message !== 'object' || message === null) fail('ERR_ARGUMENT', 'encode', `Expected message ${m} to be an object with role and content but received ${check.show(message)}`);
+    if (typeof message !== 'object' || message === null) fail('ERR_ARGUMENT', 'encode', `Expected message ${m} to be an object with role and content but received ${check.show(message)}. Give { role: 'user', content: 'text' }.`);
     check.options('encode', message, ['role', 'content', 'name']);
     const role = check.oneOf('encode', `role of message ${m}`, message.role, ['system', 'user', 'assistant']);
     const { content } = message;
-    if (typeof content !== 'string' && !Array.isArray(content)) fail('ERR_ARGUMENT', 'encode', `Expected content of message ${m} to be a string or a list of parts but received ${check.show(content)}`);
+    if (typeof content !== 'string' && !Array.isArray(content)) fail('ERR_ARGUMENT', 'encode', `Expected content of message ${m} to be a string or a list of parts but received ${check.show(content)}. A part is { type: 'text', text } or { type: 'image', image }.`);
     return {
       role, ...(message.name === undefined ? {} : { name: check.string('encode', `name of message ${m}`, message.name) }),
       content: typeof content === 'string' ? content : content.map((part, p) => readPart(part, `part ${p} of message ${m}`, pictures)),

@@ -8,7 +8,7 @@ import type { Adapter, AdapterOptions } from './adapter';
 import { ADAPTER_CONFIG, baseDirectory } from './adapterFiles';
 import { readCompanions, type CompanionFiles } from './checkpoint';
 import type { ModelConfig } from './config';
-import { exists, readJson } from './files';
+import { exists, kindOf, readJson } from './files';
 import { parseImageSettings, type ImageSettings } from './imageSettings';
 import { isObject } from './jsonReader';
 import type { Preset, PresetChanges, PresetName } from './preset';
@@ -76,7 +76,7 @@ export interface ModelParts {
 export async function adapterOption(directory: string, wanted: string | AdapterOptions | undefined): Promise<{ base: string; saved?: string; fresh?: AdapterOptions }> {
   if (typeof wanted === 'string') return { base: directory, saved: check.path('load', 'adapter', wanted) };
   if (wanted !== undefined) return { base: directory, fresh: wanted };
-  if (!(await exists(join(directory, ADAPTER_CONFIG)))) return { base: directory };
+  if (await kindOf(join(directory, ADAPTER_CONFIG)) === 'missing') return { base: directory };
   // Beside weights it belongs to them, as transformers has it.
   return { base: await exists(join(directory, 'config.json')) ? directory : await baseDirectory(directory), saved: directory };
 }

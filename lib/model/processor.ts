@@ -6,6 +6,7 @@ import { modelGeometry, type ModelConfig, type ModelGeometry } from './config';
 import { parseJson } from './files';
 import type { ImageSource, Picture } from './image';
 import { parseVideoSettings, type ImageSettings } from './imageSettings';
+import { isObject, own } from './jsonReader';
 import { readMessages, type Message, type VideoFrames } from './messages';
 import { promptPositions, visualRowsOf } from './passes';
 import { PICTURE_OPTIONS, prepareImage, prepareVideo, type PictureOptions, type ProcessorOptions } from './pictures';
@@ -31,7 +32,7 @@ export interface EncodeOptions extends ProcessorOptions {
 
 export interface Processor {
   readonly tokenizer: Tokenizer | undefined;
-  /** Renders messages, encodes the text, prepares the pictures. */
+  /** Renders messages, encodes the text, prepares the pictures; rejects with `signal.reason` when aborted. */
   encode(messages: readonly Message[], options?: EncodeOptions): Promise<EncodedPrompt>;
   /** Text of generated ids, special tokens left out. */
   decode(ids: readonly number[]): string;
@@ -45,6 +46,7 @@ const ENCODE_OPTIONS = [...PICTURE_OPTIONS, 'addGenerationPrompt', 'addVisionId'
 const IMAGE_PAD = '<|image_pad|>';
 const VIDEO_PAD = '<|video_pad|>';
 const VIDEO_FILE = 'video_preprocessor_config.json';
+const PROCESSOR_FILE = 'processor_config.json';
 
 /**
  * @throws {LibError} `ERR_CHECKPOINT` when tokenizer or template are broken, or the tokenizer's image token is not the model's.
@@ -54,7 +56,7 @@ export function makeProcessor(config: ModelConfig, images: ImageSettings, compan
   const template = makeChatTemplate(companions);
   const geometry = modelGeometry(config);
   checkPictureTokens(tokenizer, config);
-  const maker = { vision: config.vision, images, videos: parseVideoSettings(parseJson(companions.get(VIDEO_FILE), VIDEO_FILE)) };
+  const maker = { vision: config.vision, images, videos: parseVideoSettings(videoJson(companions), images) };
 
   const preparePicture = (source: ImageSource, options: PictureOptions = {}): Promise<Picture> => prepareImage(maker, source, options);
   const prepareFrames = (video: VideoFrames, options: PictureOptions = {}): Promise<Picture> => prepareVideo(maker, video, options);
@@ -64,10 +66,16 @@ export function makeProcessor(config: ModelConfig, images: ImageSettings, compan
     const { addGenerationPrompt = true, addVisionId = false, ...rest } = options;
     check.boolean('encode', 'addGenerationPrompt', addGenerationPrompt);
     check.boolean('encode', 'addVisionId', addVisionId);
+    const signal = check.signal('encode', rest.signal);
+    signal?.throwIfAborted();
     const { rendered, pictures: wanted } = readMessages(messages);
     if (tokenizer === undefined) fail('ERR_UNSUPPORTED', 'encode', 'Expected a checkpoint with tokenizer.json for messages but received one without. Add the file, or give promptIds.');
     if (template === undefined) fail('ERR_UNSUPPORTED', 'encode', 'Expected a checkpoint with a chat template for messages but received one without. Add chat_template.json, or give promptIds.');
-    const ids = tokenizer.encode(await template(rendered, addGenerationPrompt, addVisionId));
+    const text = await template(rendered, addGenerationPrompt, addVisionId, signal);
+    const ids = tokenizer.encode(text);
+    if (ids.length === 0) fail('ERR_CHECKPOINT', 'chatTemplate', `Expected a chat template that renders the messages to some text but received ${text === '' ? 'one that renders none' : 'text that has no tokens'}. Correct the checkpoint's chat template.`);
+    const foreign = ids.find((id) => id >= geometry.vocab);
+    if (foreign !== undefined) fail('ERR_CHECKPOINT', 'encode', `Expected the ids of tokens in tokenizer.json to be below ${geometry.vocab}, the rows of the embedding table, but received ${foreign}. The files belong to different models.`);
     const pictures: Picture[] = [];
     for (const { what, size, ...part } of wanted) {
       pictures.push(await ofPart(what, part.type === 'video' ? prepareFrames(part.source, { ...rest, ...size }) : preparePicture(part.source, { ...rest, ...size })));
@@ -81,7 +89,7 @@ export function makeProcessor(config: ModelConfig, images: ImageSettings, compan
     tokenizer, encode, preparePicture, prepareVideo: prepareFrames,
     decode(ids: readonly number[]): string {
       if (tokenizer === undefined) return fail('ERR_UNSUPPORTED', 'decode', 'Expected a checkpoint with tokenizer.json for text but received one without. Add the file, or use the ids.');
-      check.array('decode', 'ids', ids);
+      for (const id of check.array('decode', 'ids', ids)) check.integer('decode', 'id', id, 0);
       return tokenizer.decode(ids);
     },
   });
@@ -95,6 +103,12 @@ async function ofPart<T>(what: string, work: Promise<T>): Promise<T> {
     if (!(error instanceof LibError)) throw error;
     throw new LibError(error.code, `${error.message} (${what})`, { cause: error });
   }
+}
+
+/** transformers 5 nests it in processor_config.json, which it reads first. */
+function videoJson(companions: CompanionFiles): unknown {
+  const processor = parseJson(companions.get(PROCESSOR_FILE), PROCESSOR_FILE);
+  return (isObject(processor) ? own(processor, 'video_processor') : undefined) ?? parseJson(companions.get(VIDEO_FILE), VIDEO_FILE);
 }
 
 function checkPictureTokens(tokenizer: Tokenizer | undefined, { tokens: { image, video } }: ModelConfig): void {

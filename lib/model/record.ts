@@ -49,6 +49,9 @@ export function recordJson({ preset, latentSteps, source, ...ids }: LatentRecord
   return { format: FORMAT, ...kept, preset: preset.name, latentSteps, ...tokens, switches: presetJson(preset) };
 }
 
+/** A penalty outside makes scores infinite or all alike; nobody means one. */
+export const [MIN_PENALTY, MAX_PENALTY] = [1e-3, 1e3];
+
 /** What generation_config.json says, with transformers' defaults. */
 export interface GenerationDefaults {
   /** Any of these ends the answer. */
@@ -76,7 +79,7 @@ export function parseGeneration(raw: unknown, config: JsonObject): GenerationDef
   return Object.freeze({
     endTokens: Object.freeze(endTokens(file.has('eos_token_id') ? file : flat)),
     ...(pad.has('pad_token_id') ? { padToken: pad.integer('pad_token_id', undefined, -1, 2 ** 31 - 1) } : {}),
-    sample, ...(sample ? sampling(file) : NOT_SAMPLED), repetitionPenalty: file.positive('repetition_penalty', 1),
+    sample, ...(sample ? sampling(file) : NOT_SAMPLED), repetitionPenalty: file.between('repetition_penalty', 1, MIN_PENALTY, MAX_PENALTY),
     ...(file.has('max_new_tokens') ? { maxNewTokens: file.integer('max_new_tokens', undefined, 1, 2 ** 31 - 1) } : {}),
   });
 }

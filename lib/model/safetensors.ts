@@ -8,7 +8,7 @@ import { constants } from 'node:fs';
 import { open, type FileHandle } from 'node:fs/promises';
 import * as check from '../check';
 import { fail } from '../errors';
-import { writeAtomically } from './files';
+import { checkPointer, kindOf, writeAtomically } from './files';
 import { isObject } from './jsonReader';
 import { duplicateKey } from './jsonDuplicates';
 
@@ -32,8 +32,8 @@ export interface SafetensorsHeader {
   readonly metadata: Readonly<Record<string, string>>;
 }
 
-/** The limit of the reference implementation. */
-const MAX_HEADER_BYTES = 100_000_000;
+/** A hundred times that of a shard of the largest models. The reference implementation takes 100 MB, which can stand for several GB of objects. */
+const MAX_HEADER_BYTES = 16 << 20;
 const MAX_RANK = 32;
 const REMEDY = 'The file is damaged or incomplete: download or save it again.';
 
@@ -52,7 +52,9 @@ export async function readHeader(path: string): Promise<SafetensorsHeader> {
   try {
     const { size } = await file.stat();
     if (size < 8) damaged(path, 'at least 8 bytes', `${size}`);
-    const length = Number((await readExactly(file, path, 0, 8)).readBigUInt64LE());
+    const start = await readExactly(file, path, 0, Math.min(size, 32));
+    checkPointer(path, start.toString('latin1'));
+    const length = Number(start.readBigUInt64LE());
     if (length > MAX_HEADER_BYTES) damaged(path, `a header of at most ${MAX_HEADER_BYTES} bytes`, `${length}`);
     if (8 + length > size) damaged(path, `${8 + length} bytes of header`, `a file of ${size} bytes`);
     return parseHeader(path, await readExactly(file, path, 8, length), size);
@@ -67,11 +69,16 @@ async function openFile(path: string): Promise<FileHandle> {
     // Without O_NONBLOCK, opening a named pipe waits for a writer for ever. Windows has neither.
     file = await open(path, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0));
   } catch (error) {
-    return fail('ERR_CHECKPOINT', 'safetensors', `Expected a readable file at ${path} but received ${(error as Error).message}`, { cause: error });
+    return fail('ERR_CHECKPOINT', 'safetensors', `Expected a readable file at ${path} but received ${await notFile(path) ?? (error as Error).message}`, { cause: error });
   }
   if ((await file.stat()).isFile()) return file;
   await file.close();
-  return damaged(path, 'a plain file', 'something else');
+  return fail('ERR_CHECKPOINT', 'safetensors', `Expected a readable file at ${path} but received ${await notFile(path)}`);
+}
+
+async function notFile(path: string): Promise<string | undefined> {
+  const kind = await kindOf(path);
+  return kind === 'file' ? undefined : kind === 'missing' ? 'no such file' : kind;
 }
 
 async function readExactly(file: FileHandle, path: string, position: number, length: number): Promise<Buffer> {
@@ -94,8 +101,6 @@ function parseHeader(path: string, bytes: Uint8Array, fileSize: number): Safeten
     return damaged(path, 'a header of UTF-8 JSON', (error as Error).message.slice(0, 120));
   }
   if (!isObject(raw)) return damaged(path, 'a header object', 'other JSON');
-  const twice = duplicateKey(text);
-  if (twice !== undefined) damaged(path, 'each name once in the header', `'${twice.slice(0, 200)}' twice`);
   const start = 8 + bytes.length;
   const tensors = new Map<string, TensorEntry>();
   let metadata: Record<string, string> = {};
@@ -103,6 +108,9 @@ function parseHeader(path: string, bytes: Uint8Array, fileSize: number): Safeten
     if (name === '__metadata__') metadata = checkMetadata(path, entry);
     else tensors.set(name, checkEntry(path, name, entry, start));
   }
+  // After the entries: of millions of objects it would take seconds.
+  const twice = duplicateKey(text);
+  if (twice !== undefined) damaged(path, 'each name once in the header', `'${twice.slice(0, 200)}' twice`);
   checkLayout(path, [...tensors.values()], start, fileSize);
   return { path, tensors, metadata };
 }

@@ -34,7 +34,9 @@ process.on('message', ({ source, context, limit, longest }) => {
     const text = script.runInContext(box, { timeout: limit });
     answer = text.length > longest ? { broken: 'produced ' + text.length + ' characters, of at most ' + longest } : { text };
   } catch (error) {
-    answer = error && error.code === 'ERR_SCRIPT_EXECUTION_TIMEOUT' ? { broken: 'took longer than ' + limit + ' ms' } : { refused: String(error && error.message).slice(0, 200) };
+    const said = String(error && error.message).slice(0, 200);
+    // A RangeError is V8's: a string, an array or a stack beyond its limits.
+    answer = error && error.code === 'ERR_SCRIPT_EXECUTION_TIMEOUT' ? { broken: 'took longer than ' + limit + ' ms' } : error && error.name === 'RangeError' ? { broken: 'failed with: ' + said } : { refused: said };
   }
   process.send(answer);
 });
@@ -49,17 +51,29 @@ let queue: Promise<unknown> = Promise.resolve();
 /**
  * Renders a chat template. The first call starts the process, which ends with this one and keeps it alive only while it renders.
  *
- * @throws {LibError} `ERR_ARGUMENT` when the template refuses the messages; `ERR_CHECKPOINT` when it takes too long or too much memory.
+ * @throws {LibError} `ERR_ARGUMENT` when the template refuses the messages; `ERR_CHECKPOINT` when it takes too long or too much memory;
+ *   `signal.reason` when aborted, which ends the process.
  */
-export function renderTemplate(source: string, context: Readonly<Record<string, unknown>>, limitMs: number = RENDER_MS): Promise<string> {
+export function renderTemplate(source: string, context: Readonly<Record<string, unknown>>, limitMs: number = RENDER_MS, signal?: AbortSignal): Promise<string> {
   const rendered = queue.then(async () => {
-    const answer = await ask({ source, context, limit: limitMs, longest: MAX_RENDERED }, limitMs);
+    signal?.throwIfAborted();
+    const answer = await ask({ source, context, limit: limitMs, longest: MAX_RENDERED }, limitMs, signal);
     if (answer.text !== undefined) return answer.text;
     if (answer.refused !== undefined) throw new LibError('ERR_ARGUMENT', `[chatTemplate] Expected messages that the checkpoint's chat template accepts but received: ${answer.refused}`);
     throw new LibError('ERR_CHECKPOINT', `[chatTemplate] Expected a chat template that renders messages in bounded time and memory but received one that ${answer.broken}. Take the chat template of the model's own repository.`);
   });
   queue = rendered.catch(() => undefined);
-  return rendered;
+  return signal === undefined ? rendered : unlessAborted(rendered, signal);
+}
+
+/** Does not wait for the renderings before it either. */
+function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const stop = (): void => reject(signal.reason as Error);
+    if (signal.aborted) stop();
+    signal.addEventListener('abort', stop, { once: true });
+    void work.then(resolve, reject).finally(() => signal.removeEventListener('abort', stop));
+  });
 }
 
 function start(): ChildProcess {
@@ -74,11 +88,12 @@ function start(): ChildProcess {
   return started;
 }
 
-function ask(request: object, limitMs: number): Promise<Answer> {
+function ask(request: object, limitMs: number, signal: AbortSignal | undefined): Promise<Answer> {
   const asked = child ??= start();
   return new Promise((resolve) => {
     const settle = (answer: Answer): void => {
       clearTimeout(timer);
+      signal?.removeEventListener('abort', stop);
       asked.off('message', settle).off('exit', gone).off('error', failed);
       asked.unref();
       asked.channel?.unref();
@@ -89,12 +104,15 @@ function ask(request: object, limitMs: number): Promise<Answer> {
       child = undefined;
       settle({ broken: `could not be given to a process of its own: ${error.message}` });
     };
-    // Twice, and time to start: the process watches the limit itself.
-    const timer = setTimeout(() => {
+    const kill = (why: string): void => {
       asked.kill('SIGKILL');
-      settle({ broken: `took longer than ${limitMs} ms` });
+      settle({ broken: why });
       if (child === asked) child = undefined;
-    }, 2 * limitMs + 10_000);
+    };
+    const stop = (): void => kill('was stopped');
+    signal?.addEventListener('abort', stop, { once: true });
+    // Twice, and time to start: the process watches the limit itself.
+    const timer = setTimeout(() => kill(`took longer than ${limitMs} ms`), 2 * limitMs + 10_000);
     asked.ref();
     asked.channel?.ref();
     asked.on('message', settle).on('exit', gone).on('error', failed);

@@ -2,10 +2,13 @@
 import * as check from '../check';
 import { fail } from '../errors';
 import type { NativeExtraSpec, StorageDType } from '../native';
+import { adapterShapes, makeAdapter, type Adapter, type AdapterOptions } from './adapter';
 import { openCheckpoint } from './checkpoint';
-import { newConfig, type ModelConfig, type NewModelConfig } from './config';
+import { configOf, type ModelConfig, type NewModelConfig } from './config';
 import { extraShapes } from './extras';
 import { estimateMemory } from './memory';
+import { adapterOption } from './modelOptions';
+import { parameterShapes, sizeOf } from './parameterShapes';
 import { makePreset, PLAIN, type Preset, type PresetChanges, type PresetName } from './preset';
 import { estimateSession } from './sessionMemory';
 
@@ -13,6 +16,7 @@ import { estimateSession } from './sessionMemory';
 const PAGE_TOKENS = 64;
 /** Logits are computed in pieces of this size. */
 const LOGIT_BYTES = 64 * 2 ** 20;
+export const MAX_CONTEXT = 2 ** 30;
 
 export interface EstimateOptions {
   /** Storage of the matrices (default: as the files, 'f32' for a config). */
@@ -21,8 +25,10 @@ export interface EstimateOptions {
   contextTokens?: number | undefined;
   /** Patches of all pictures of the context (default: those of pictures that fill a fourth of it). */
   patches?: number | undefined;
-  /** Parameters of a low-rank adapter that is trained instead of the weights. Default: all weights are trained. */
-  trainableParameters?: number | undefined;
+  /** As for `load`: an adapter on the weights, which is then trained instead of them. */
+  adapter?: string | AdapterOptions | undefined;
+  /** As for `train`: the weights of the vision tower are trained too (default false). */
+  trainVision?: boolean | undefined;
   /** As for `load` and `create`. */
   preset?: PresetName | PresetChanges | undefined;
 }
@@ -45,36 +51,45 @@ export interface UseEstimate {
 /**
  * What using a model takes, said before any of it is taken.
  *
- * @param source directory of a checkpoint, or a config. Of a directory only the small files and the headers of the weights are read.
+ * @param source directory of a checkpoint or an adapter, or a config. Of a directory only the small files and the headers of the weights are read.
  * @throws {LibError} `ERR_ARGUMENT`, `ERR_RANGE` naming the option; as `openCheckpoint`.
  */
 export async function estimateUse(op: string, source: string | NewModelConfig | ModelConfig, options: EstimateOptions = {}): Promise<UseEstimate> {
-  check.options(op, options, ['dtype', 'contextTokens', 'patches', 'trainableParameters', 'preset']);
+  check.options(op, options, ['dtype', 'contextTokens', 'patches', 'adapter', 'trainVision', 'preset']);
   if (typeof source === 'string') {
-    const { config, record: { preset }, extras: { tensors }, dtype } = await openCheckpoint(source, options.preset);
+    const { base, saved, fresh } = await adapterOption(source, options.adapter);
+    const { config, record: { preset }, extras: { tensors }, dtype, adapter } = await openCheckpoint(base, options.preset, saved);
     const held = new Set(tensors.map(({ name }) => name));
     const lacking = extraShapes(preset, config.text.hidden).filter(({ name }) => !held.has(name));
-    return estimateOf(op, config, preset, [...tensors, ...lacking], options, dtype);
+    return estimateOf(op, config, preset, [...tensors, ...lacking], fresh === undefined ? adapter?.adapter : makeAdapter(config, fresh, undefined), options, dtype);
   }
-  check.object(op, 'source', source);
-  const config = 'source' in source ? source : newConfig(source);
+  const config = configOf(op, 'source', source);
   const preset = options.preset === undefined ? PLAIN : makePreset(options.preset, config.text.layers);
-  return estimateOf(op, config, preset, extraShapes(preset, config.text.hidden), options, 'f32');
+  if (typeof options.adapter === 'string') fail('ERR_ARGUMENT', op, `Expected adapter to be the options of a new one for a config but received ${check.show(options.adapter)}; give the directory of its base`);
+  const adapter = options.adapter === undefined ? undefined : makeAdapter(config, options.adapter, undefined);
+  return estimateOf(op, config, preset, extraShapes(preset, config.text.hidden), adapter, options, 'f32');
 }
 
-function estimateOf(op: string, config: ModelConfig, preset: Preset, extras: readonly NativeExtraSpec[], options: EstimateOptions, filesDType: StorageDType): UseEstimate {
+/** Gradients and two moments of what is trained, and masters where some of it is bf16. */
+function trainingState(config: ModelConfig, dtype: StorageDType, extras: readonly NativeExtraSpec[], adapter: Adapter | undefined, trainVision: boolean): number {
+  const backbone = adapter === undefined ? parameterShapes(config).filter(({ name }) => trainVision || !name.startsWith('visual.')) : adapterShapes(adapter);
+  const trained = [...backbone, ...extras.filter(({ name }) => !name.endsWith('.threshold'))].reduce((sum, { shape }) => sum + sizeOf(shape), 0);
+  return (adapter === undefined && dtype === 'bf16' ? 16 : 12) * trained;
+}
+
+function estimateOf(op: string, config: ModelConfig, preset: Preset, extras: readonly NativeExtraSpec[], adapter: Adapter | undefined, options: EstimateOptions, filesDType: StorageDType): UseEstimate {
   const dtype = check.oneOf(op, 'dtype', options.dtype ?? filesDType, ['f32', 'bf16']);
-  const contextTokens = check.integer(op, 'contextTokens', options.contextTokens ?? 4096, 1, 2 ** 30);
+  const contextTokens = check.integer(op, 'contextTokens', options.contextTokens ?? 4096, 1, MAX_CONTEXT);
   const most = contextTokens * config.vision.merge ** 2;
   const patches = check.integer(op, 'patches', options.patches ?? Math.floor(contextTokens / 4) * config.vision.merge ** 2, 0);
   if (patches > most) fail('ERR_RANGE', op, `Expected patches to fit the context, at most ${most}, but received ${patches}; raise contextTokens`);
-  const { parameters, weightBytes, stagingBytes, trainingBytes } = estimateMemory(config, dtype, extras);
+  const trainVision = check.boolean(op, 'trainVision', options.trainVision ?? false);
+  const { parameters, weightBytes, stagingBytes } = estimateMemory(config, dtype, [...extras, ...adapterShapes(adapter)]);
   const { cacheBytesPerToken, rowBytes, patchBytes, keptRowBytes, keptPatchBytes } = estimateSession(config, preset);
-  const adapter = options.trainableParameters === undefined ? undefined : check.integer(op, 'trainableParameters', options.trainableParameters, 1);
   const cacheBytes = Math.ceil(contextTokens / PAGE_TOKENS) * PAGE_TOKENS * cacheBytesPerToken;
   // Pictures are encoded before the rows run, and their memory serves the rows again.
   const passBytes = Math.max(contextTokens * rowBytes, patches * patchBytes) + Math.min(LOGIT_BYTES, contextTokens * config.text.vocab * 4);
-  const stateBytes = adapter === undefined ? trainingBytes : 16 * adapter;      // an adapter's f32 weights come on top
+  const stateBytes = trainingState(config, dtype, extras, adapter, trainVision);
   const tapeBytes = contextTokens * keptRowBytes + patches * keptPatchBytes + cacheBytes;   // the cache has gradients too
   return {
     parameters, dtype, contextTokens, patches, weightBytes, loadBytes: weightBytes + stagingBytes,

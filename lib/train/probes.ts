@@ -20,7 +20,10 @@ export interface SequenceProbe {
   blocks?: 'dropped' | readonly Float32Array[];
 }
 
-/** Rows of a sequence, rising from 0 at its first prompt token, that take the extra pass `depth` (from 2) of a layer. */
+/**
+ * Rows of a sequence, rising from 0 at its first prompt token, that take the extra pass `depth` (from 2) of a layer. Only a row that took
+ * the pass before can take the next: of depth 3 and 4, rows that are not in the route of the depth before are left out without an error.
+ */
 export interface SequenceRoute {
   layer: number;
   depth: number;

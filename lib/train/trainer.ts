@@ -7,7 +7,8 @@ import { adaptsVision, type Adapter } from '../model/adapter';
 import { requireTrainingMemory } from '../model/memory';
 import { makePreset, presetJson, routes, type Preset } from '../model/preset';
 import { openReasoning, type ModelView } from '../model/reasoning';
-import type { NativeModel } from '../native';
+import { memoryOf } from '../model/weights';
+import type { NativeModel, StorageDType } from '../native';
 import { checkpointName, latestCheckpoint, prepareFolder, pruneCheckpoints, readTrainerState, writeCheckpoint, zeroMoments, type SavableModel } from './checkpoint';
 import { planStages, type PlannedStage } from './curriculum';
 import { linesWriter, type LinesWriter } from './metrics';
@@ -65,7 +66,7 @@ export async function* train(model: ModelView & SavableModel, options: TrainArgu
   check.object('train', 'model.native', native);
   check.object('train', 'model.preset', model.preset);
   const full = checkedOptions(options);
-  if (inTraining.has(native)) fail('ERR_ARGUMENT', 'train', 'Expected a model that no training holds but received one that is being trained; end that training first, or leave its loop');
+  requireNoTraining('train', native);
   inTraining.add(native);
   try {
     yield* trainAlone(model, full);
@@ -76,6 +77,11 @@ export async function* train(model: ModelView & SavableModel, options: TrainArgu
 
 /** Two trainings of one model at once would add their gradients together. */
 const inTraining = new WeakSet<NativeModel>();
+
+/** For what would change weights below a training. @throws {LibError} `ERR_ARGUMENT` when one holds the model. */
+export function requireNoTraining(op: string, model: NativeModel): void {
+  if (inTraining.has(model)) fail('ERR_ARGUMENT', op, 'Expected a model that no training holds but received one that is being trained; end that training first, or leave its loop');
+}
 
 /** A training that has not taken its first step. */
 interface Started {
@@ -95,13 +101,13 @@ async function startTraining(model: ModelView & SavableModel, full: FullOptions)
   const preset = presetOf(model, full);
   const stages = planStages(full.stages, full.batchSize * full.accumulation, full.data.size);
   const total = stages.reduce((sum, { steps }) => sum + steps, 0);
-  const settings = settingsOf(full, stages, preset, model.adapter, model.adapter === undefined ? undefined : await baseDigest(model.native));
+  const settings = { dtype: storageOf(model.native), ...settingsOf(full, stages, preset, model.adapter, model.adapter === undefined ? undefined : await baseDigest(model.native)) };
   const session = openReasoning('train', model, preset, { training: true, recompute: full.recompute, visionGradient: full.trainVision || adaptsVision(model.adapter), profile: full.profileFile !== undefined });
   try {
     if (full.checkpointFolder !== undefined) await prepareFolder(full.checkpointFolder);
     const resumedFrom = startingPoint(full);
     chooseTrainable(model.native, { trainVision: full.trainVision, preset, adapted: model.adapter !== undefined });
-    requireTrainingMemory('train', model.native, full.maxMemoryBytes);
+    requireTrainingMemory('train', model.native, full.maxMemoryBytes ?? memoryOf(model.device ?? 'cpu'));
     await abortable(undefined, () => model.native.enableTraining());
     let done = 0;
     if (resumedFrom === undefined) await zeroMoments(model);
@@ -202,6 +208,11 @@ function settingsOf(options: FullOptions, stages: readonly PlannedStage[], prese
     ...(adapter === undefined ? {} : { adapter: { dropout: adapter.dropout, base } }),
     batchSize, accumulation, seed, beta1, beta2, epsilon, weightDecay, maxNorm, trainVision, preset: presetJson(preset), dataSize: data.size ?? null, stages,
   };
+}
+
+/** Of the matrices: masters of bf16 weights have bits that f32 weights of the same values lack. */
+function storageOf(native: NativeModel): StorageDType {
+  return native.parameters().some(({ dtype }) => dtype === 'bf16') ? 'bf16' : 'f32';
 }
 
 /** The model's preset with the option's changes. */

@@ -1,5 +1,5 @@
 /** `plumbline generate`: what its options mean, and what is refused. */
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import sharp from 'sharp';
@@ -87,6 +87,26 @@ describe('options', () => {
     writeFileSync(join(folder, 'plain', 'generation_config.json'), JSON.stringify({ ...JSON.parse(readFileSync(join(folder, 'plain', 'generation_config.json'), 'utf8')) as object, max_new_tokens: 2 }));
     expect((JSON.parse(await run(...args.slice(0, 5), '--json')) as typeof result).ids.length).toBeLessThanOrEqual(2);
   });
+  test('--min-pixels and --max-pixels are those of each picture; a terminal hears of what takes long', async () => {
+    const { isTTY } = process.stderr;
+    const said: string[] = [];
+    const write = jest.spyOn(process.stderr, 'write').mockImplementation((text) => {
+      said.push(String(text));
+      return true;
+    });
+    const args = ['--model', join(folder, 'none'), 'sum of row 2', '--image', image, '--max-tokens', '1', '--json'];
+    const rows = async (...size: string[]): Promise<number> => (JSON.parse(await run(...args, ...size)) as { tokenForwards: number }).tokenForwards;
+    try {
+      const [least, most] = [await rows('--max-pixels', '784'), await rows('--min-pixels', '50176', '--max-pixels', '50176')];
+      expect([said, most - least]).toEqual([[], 63]);   // 1 row and 64
+      process.stderr.isTTY = true;
+      await rows();
+      expect(said.filter((text) => !text.includes('loading'))).toEqual(['\n', 'Preparing 1 picture\n', expect.stringMatching(/^Reading \d+ tokens\n$/)]);
+    } finally {
+      process.stderr.isTTY = isTTY;
+      write.mockRestore();
+    }
+  });
   test('switches off what the checkpoint has', async () => {
     const [both, without] = [join(folder, 'with.json'), join(folder, 'without.json')];
     await run('--model', join(folder, 'both'), 'sum of row 2', '--image', image, '--max-tokens', '2', '--evidence', both);
@@ -101,6 +121,16 @@ describe('options', () => {
   });
 });
 
+test('an interrupt stops a chat template that does not end', async () => {
+  const endless = join(folder, 'endless');
+  cpSync(join(folder, 'plain'), endless, { recursive: true });
+  writeFileSync(join(endless, 'chat_template.jinja'), '{% for a in range(1000000) %}{% for b in range(1000000) %}{% endfor %}{% endfor %}');
+  const running = run('--model', endless, 'sum of row 2');
+  const interrupted = setTimeout(() => process.emit('SIGINT'), 1500);
+  await expect(running).rejects.toMatchObject({ code: 'STOPPED', message: 'stopped by SIGINT' });
+  clearTimeout(interrupted);
+});
+
 describe('misuse', () => {
   const fine = { image: ['a.png'], replay: true, gaze: 'g.png' };
   const cases: [string, { [K in keyof Parameters<typeof checkArguments>[0]]?: Parameters<typeof checkArguments>[0][K] | undefined }, string][] = [
@@ -113,6 +143,7 @@ describe('misuse', () => {
     ['one file for two', { evidence: './g.png' }, 'Expected two files for --evidence and --gaze but received g.png for both'],
     ['no name', { evidence: '' }, 'Expected --evidence to name a file but received ""'],
     ['a folder', { gaze: tmpdir() }, `Expected --gaze to name a file that can be written but received the folder ${tmpdir()}; add a file name`],
+    ['a size without a picture', { image: [], gaze: undefined, maxPixels: 784 }, 'Expected --max-pixels together with --image but received no picture; add one, or leave it out'],
     ['a folder that is not there', { evidence: '/no/such/e.json' }, "Expected --evidence to name a file that can be written but received /no/such/e.json: ENOENT: no such file or directory, access '/no/such'; make its folder, or choose another"],
   ];
   test.each(cases)('%s', (_, args, message) => {
@@ -123,6 +154,20 @@ describe('misuse', () => {
       error = caught;
     }
     expect(error).toMatchObject({ code: 'ERR_ARGUMENT', message: `[generate] ${message}` });
+  });
+  test('sizes that contradict, a penalty out of range', async () => {
+    expect(() => checkArguments({ ...fine, gaze: '', minPixels: 785, maxPixels: 784 })).toThrow(expect.objectContaining({
+      code: 'ERR_RANGE', message: '[generate] Expected --min-pixels to be at most --max-pixels, 784, but received 785; lower the one or raise the other',
+    }));
+    const exit = jest.spyOn(process, 'exit').mockImplementation((code) => { throw new Error(`exit ${code}`); });
+    const write = jest.spyOn(process.stderr, 'write').mockReturnValue(true);
+    try {
+      await expect(run('--model', join(folder, 'plain'), 'sum of row 2', '--repetition-penalty', '5e-324')).rejects.toThrow('exit 1');
+      expect(write).toHaveBeenLastCalledWith("error: option '--repetition-penalty <number>' argument '5e-324' is invalid. Expected a number from 0.001 to 1000.\n");
+    } finally {
+      exit.mockRestore();
+      write.mockRestore();
+    }
   });
   test('a checkpoint that replays nothing', async () => {
     const file = join(folder, 'none.png');

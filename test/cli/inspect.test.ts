@@ -60,6 +60,23 @@ test('prints a page or JSON; exit code 1 when it cannot be loaded', async () => 
   expect(process.exitCode).toBe(1);
 });
 
+test('a context that cannot be estimated is no fault of the directory; the command refuses it', async () => {
+  expect(await inspectDirectory(folder, 2 ** 30 + 1)).toMatchObject({
+    loadable: true, problems: [], memory: [], notes: expect.arrayContaining(['the memory cannot be said: [estimate] Expected contextTokens to be an integer from 1 to 1073741824 but received 1073741825']) as string[],
+  });
+  const exit = jest.spyOn(process, 'exit').mockImplementation((code) => { throw new Error(`exit ${code}`); });
+  const write = jest.spyOn(process.stderr, 'write').mockReturnValue(true);
+  try {
+    for (const context of ['99999999999', '0', 'all', '1.5']) {
+      await expect(printed(folder, '--context', context)).rejects.toThrow('exit 1');
+      expect(write).toHaveBeenLastCalledWith(`error: option '--context <tokens>' argument '${context}' is invalid. Expected a whole number from 1 to 1073741824.\n`);
+    }
+  } finally {
+    exit.mockRestore();
+    write.mockRestore();
+  }
+});
+
 test('several faults are all named, and what can be read is said', async () => {
   truncateSync(join(folder, 'model.safetensors'), 5000);
   writeFileSync(join(folder, 'tokenizer.json'), '{');
@@ -95,15 +112,26 @@ test('wild numbers in every place of config.json are problems, not exceptions', 
   }
 });
 
-test('an adapter names its base, rank and targets', async () => {
+test('an adapter is inspected with its base', async () => {
+  const found = await inspectDirectory(join(FIXTURES, 'tiny-qwen2-adapter'), 200);
+  expect(found).toMatchObject({
+    loadable: true, problems: [], dtype: 'f32', architecture: { kind: 'qwen2_vl', layers: 2 }, adapter: { base: '../tiny-qwen2/checkpoint', rank: 4 }, files: [{ name: 'model.safetensors' }],
+  });
+  expect(found.adapter?.parameters).toBeGreaterThan(1000);
+  expect(found.memory?.[0]?.trainingBytes).toBeLessThan((await inspectDirectory(join(FIXTURES, 'tiny-qwen2/checkpoint'), 200)).memory![0]!.trainingBytes);
+  expect(inspectionText(found)).toMatch(/^adapter {7}LoRA of rank 4 on \[.*"q_proj".*\], base \.\.\/tiny-qwen2\/checkpoint, \d+ parameters$/m);
+  expect(inspectionText(found)).toContain('train the adapter, 200 tokens');
+});
+
+test('an adapter without its base, or of another kind', async () => {
   const adapter = join(folder, 'adapter');
   mkdirSync(adapter);
-  writeFileSync(join(adapter, 'adapter_config.json'), JSON.stringify({ peft_type: 'LORA', base_model_name_or_path: 'base', r: 8, target_modules: ['q_proj', 'v_proj'] }));
-  expect(await inspectDirectory(adapter, 200)).toMatchObject({ loadable: false, problems: [expect.stringContaining('adapter_model.safetensors') as string] });
+  const write = (keys: object): void => writeFileSync(join(adapter, 'adapter_config.json'), JSON.stringify({ peft_type: 'LORA', base_model_name_or_path: join(FIXTURES, 'tiny-qwen2/checkpoint'), r: 8, target_modules: ['q_proj'], ...keys }));
+  write({});
+  expect(await inspectDirectory(adapter, 200)).toMatchObject({ loadable: false, problems: [expect.stringContaining('adapter_model.safetensors') as string, expect.stringContaining('adapter_model.safetensors') as string] });
   await writeSafetensors(join(adapter, 'adapter_model.safetensors'), [{ name: 'a', dtype: 'F32', shape: [3, 4], read: () => new Float32Array(12) }]);
-  const found = await inspectDirectory(adapter, 200);
-  expect(found).toMatchObject({ loadable: true, problems: [], adapter: { base: 'base', rank: 8, targets: ['q_proj', 'v_proj'] }, parameters: { adapter: 12 } });
-  expect(inspectionText(found)).toContain('adapter       LoRA of rank 8 on ["q_proj","v_proj"], base base');
-  writeFileSync(join(adapter, 'adapter_config.json'), JSON.stringify({ peft_type: 'IA3', base_model_name_or_path: 'base' }));
-  expect(await inspectDirectory(adapter, 200)).toMatchObject({ loadable: false, problems: ['adapters other than LORA are not supported: peft_type is "IA3"'] });
+  write({ base_model_name_or_path: 'nowhere' });
+  expect(await inspectDirectory(adapter, 200)).toMatchObject({ loadable: false, adapter: { base: 'nowhere', rank: 8, parameters: 12 }, problems: [expect.stringContaining('to be a directory with config.json but received "nowhere"') as string] });
+  write({ peft_type: 'IA3' });
+  expect(await inspectDirectory(adapter, 200)).toMatchObject({ loadable: false, problems: [expect.stringContaining("only 'LORA' is implemented") as string] });
 });

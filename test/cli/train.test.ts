@@ -1,4 +1,5 @@
 /** `plumbline train`: the settings, a whole run, stopping and going on, adapters, plain checkpoints. */
+import { createHash } from 'node:crypto';
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -7,6 +8,7 @@ import { runTraining, type TrainResult } from '../../lib/cli/train';
 import { readTrainConfig, TRAIN_KEYS } from '../../lib/cli/trainConfig';
 import { resultText } from '../../lib/cli/trainCommand';
 import { LatentModel } from '../../lib/latentModel';
+import { PLAIN } from '../../lib/model/preset';
 import { native } from '../../lib/native';
 import { planStages, type StepMetrics } from '../../lib/train';
 import { writeCheckpoint, writeRecordFiles, writeSettings } from './trainFixture';
@@ -40,6 +42,7 @@ test('a training from its file: stages, checkpoints, metrics, answers', async ()
   expect(metricsOf('run').map(({ step, stage }) => [step, stage])).toEqual([[1, 'words'], [2, 'words'], [3, 'words'], [4, 'latents 1'], [5, 'latents 1'], [6, 'answers'], [7, 'answers']]);
   expect(readdirSync(join(folder, 'run')).sort()).toEqual(['answers.jsonl', 'checkpoint-3', 'checkpoint-6', 'checkpoint-7', 'metrics.jsonl', 'profile.jsonl', 'result.json', 'settings.json']);
   expect(JSON.parse(readFileSync(join(folder, 'run/result.json'), 'utf8'))).toEqual(result);
+  expect(JSON.parse(readFileSync(join(folder, 'run/settings.json'), 'utf8'))).toMatchObject({ data: createHash('sha256').update(readFileSync(join(folder, 'data/train.jsonl'))).digest('hex') });
   expect(readFileSync(join(folder, 'run/answers.jsonl'), 'utf8').trimEnd().split('\n').map((line) => JSON.parse(line) as { id: string; answer: string }).map(({ id, answer }) => [id, answer])).toEqual([['a', 'B'], ['b', 'a cat'], ['c', '6']]);
   expect(said.map((text) => text.replace(/[\d.]+ [MG]B/g, 'N'))).toEqual([
     `Loading ${join(folder, 'model')}`, expect.stringMatching(/^Memory: weights N, gradients and optimiser state of 0\.\d{3} million parameters N, activations beside; N are free$/),
@@ -158,8 +161,8 @@ describe('the command', () => {
   });
 
   test('an interrupt writes a checkpoint and says how to go on', async () => {
-    const file = writeSettings(folder, { curriculum: { latentStages: 0, wordSteps: 100_000, lastSteps: 0, learningRate: 1e-3 } }, 'long.yaml');
-    const out = join(folder, 'interrupted');
+    const file = writeSettings(folder, { curriculum: { latentStages: 0, wordSteps: 100_000, lastSteps: 0, learningRate: 1e-3 } }, 'long one.yaml');
+    const out = join(folder, "what's interrupted");
     const running = command('--config', file, '--out', out);
     const metrics = join(out, 'metrics.jsonl');
     const stop = setInterval(() => {
@@ -168,7 +171,7 @@ describe('the command', () => {
     }, 300);
     const { err, code } = await running.finally(() => clearInterval(stop));
     expect(code).toBe(130);
-    expect(err).toContain(`stopped by SIGINT; go on with: plumbline train --config ${file} --out ${out} --resume\n`);
+    expect(err).toContain(`stopped by SIGINT; go on with: plumbline train --config '${file}' --out '${out.replace("'", "'\\''")}' --resume\n`);
     expect(readdirSync(out).some((name) => /^checkpoint-\d+$/.test(name))).toBe(true);
   });
 });
@@ -178,31 +181,50 @@ describe('misuse', () => {
     ['an unknown key', { batchsize: 3 }, 'ERR_ARGUMENT', "Expected keys of FILE among model, data, evaluation, out, preset, adapter, dtype, device, seed, stages, curriculum, maxSteps, images, batchSize, accumulation, optimizer, trainVision, recompute, checkpoints, profile, cacheBytes, maxMemoryBytes but received \"batchsize\"; did you mean 'batchSize'?"],
     ['an unknown inner key', { optimizer: { beta: 1 } }, 'ERR_ARGUMENT', "Expected keys of optimizer in FILE among beta1, beta2, epsilon, weightDecay, maxNorm but received \"beta\"; did you mean 'beta1'?"],
     ['no model', { model: null }, 'ERR_ARGUMENT', 'Expected model in FILE to be a string but received undefined'],
-    ['a number as text', { batchSize: 'two' }, 'ERR_ARGUMENT', 'Expected batchSize in FILE to be an integer of at least 1 but received "two"'],
-    ['a batch of none', { batchSize: 0 }, 'ERR_RANGE', 'Expected batchSize in FILE to be an integer of at least 1 but received 0'],
+    ['a number as text', { batchSize: 'two' }, 'ERR_ARGUMENT', 'Expected batchSize in FILE to be an integer from 1 to 65536 but received "two"'],
+    ['a batch of none', { batchSize: 0 }, 'ERR_RANGE', 'Expected batchSize in FILE to be an integer from 1 to 65536 but received 0'],
     ['yes', { trainVision: 'yes' }, 'ERR_ARGUMENT', 'Expected trainVision in FILE to be a boolean but received "yes"'],
     ['a device', { device: 'gpu' }, 'ERR_ARGUMENT', "Expected device in FILE to be one of 'auto', 'cpu', 'cuda' but received \"gpu\"; did you mean 'cpu'?"],
     ['a preset', { preset: 'papr' }, 'ERR_ARGUMENT', "Expected preset in FILE to be one of 'default', 'paper', 'official' but received \"papr\"; did you mean 'paper'?"],
-    ['a list as preset', { preset: ['paper'] }, 'ERR_ARGUMENT', 'Expected preset in FILE to hold keys and values but received Array(1)'],
-    ['a rank', { adapter: { rank: 0 } }, 'ERR_RANGE', 'Expected adapter.rank in FILE to be an integer of at least 1 but received 0'],
+    ['a list as preset', { preset: ['paper'] }, 'ERR_ARGUMENT', 'Expected preset in FILE to hold keys and values but received Array(1); write lines of the form "key: value"'],
+    ['a rank', { adapter: { rank: 0 } }, 'ERR_RANGE', 'Expected adapter.rank in FILE to be an integer from 1 to 65536 but received 0'],
+    ['more stages than anyone means', { curriculum: { latentStages: 1_000_000_000, wordSteps: 1, steps: 1, lastSteps: 1, learningRate: 1 } }, 'ERR_RANGE', 'Expected curriculum.latentStages in FILE to be an integer from 0 to 1000 but received 1000000000'],
+    ['more steps', { curriculum: null, stages: [{ steps: 2 ** 31 + 1, learningRate: 1 }] }, 'ERR_RANGE', 'Expected stages[0].steps in FILE to be an integer from 1 to 2147483648 but received 2147483649'],
+    ['more epochs', { curriculum: null, stages: [{ epochs: 1e300, learningRate: 1 }] }, 'ERR_RANGE', 'Expected stages[0].epochs in FILE to be a number from 0.001 to 1000000 but received 1e+300'],
+    ['more latents', { curriculum: { latentStages: 1, latentsPerStep: 1e9, wordSteps: 1, steps: 1, lastSteps: 1, learningRate: 1 } }, 'ERR_RANGE', 'Expected curriculum.latentsPerStep in FILE to be an integer from 0 to 65536 but received 1000000000'],
+    ['a side', { images: { resizedHeight: 1e6 } }, 'ERR_RANGE', 'Expected images.resizedHeight in FILE to be an integer from 1 to 32768 but received 1000000'],
+    ['a switch', { preset: { name: 'paper', patchs: 3 } }, 'ERR_ARGUMENT', "[preset] Expected the switches of a preset, SWITCHES, but received \"patchs\"; did you mean 'patches'? (preset in FILE)"],
+    ['a switch of another kind', { preset: { patches: 'all' } }, 'ERR_ARGUMENT', '[preset] Expected patches to be an integer from 1 to 65536 but received "all" (preset in FILE)'],
+    ['switches that exclude each other', { preset: { misordered: true, fusion: 'interpolate' } }, 'ERR_ARGUMENT', "[preset] Expected misordered to be false unless rule is 'topk' and fusion 'plain' or 'scaled' but received true with 'topk' and 'interpolate' (preset in FILE)"],
+    ['a dropout that leaves nothing', { adapter: { dropout: 1 } }, 'ERR_RANGE', 'Expected adapter.dropout in FILE to be a number from 0 to 0.999 but received 1'],
+    ['one side of a size', { images: { resizedHeight: 280 } }, 'ERR_ARGUMENT', 'Expected resizedHeight and resizedWidth of images in FILE together but received only resizedHeight; add the other'],
+    ['the other side', { images: { resizedWidth: 280 } }, 'ERR_ARGUMENT', 'Expected resizedHeight and resizedWidth of images in FILE together but received only resizedWidth; add the other'],
+    ['a size and a bound', { images: { resizedHeight: 280, resizedWidth: 280, minPixels: 1 } }, 'ERR_ARGUMENT', 'Expected either resizedHeight and resizedWidth or minPixels of images in FILE but received both; leave one of them out'],
+    ['bounds the wrong way round', { images: { minPixels: 3000, maxPixels: 2000 } }, 'ERR_RANGE', 'Expected minPixels of images in FILE to be at most maxPixels = 2000 but received 3000; lower it, or raise maxPixels'],
+    ['a lower bound above the cap', { images: { minPixels: 1_003_521 } }, 'ERR_RANGE', 'Expected minPixels of images in FILE to be at most maxPixels = 1003520 but received 1003521; lower it, or raise maxPixels'],
     ['targets', { adapter: { targets: ['q_proj', 3] } }, 'ERR_ARGUMENT', 'Expected adapter.targets[1] in FILE to be a string but received 3'],
-    ['both kinds of stages', { stages: [] }, 'ERR_ARGUMENT', 'Expected exactly one of stages and curriculum in FILE but received both'],
-    ['no stages', { curriculum: null }, 'ERR_ARGUMENT', 'Expected exactly one of stages and curriculum in FILE but received neither'],
-    ['an empty list of stages', { curriculum: null, stages: [] }, 'ERR_ARGUMENT', 'Expected stages in FILE to have at least one stage but received none'],
-    ['epochs as text', { curriculum: null, stages: [{ steps: 1, learningRate: 1 }, { epochs: 'two', learningRate: 1 }] }, 'ERR_ARGUMENT', 'Expected stages[1].epochs in FILE to be a number of at least 0.001 but received "two"'],
-    ['steps and epochs', { curriculum: null, stages: [{ steps: 1, epochs: 1, learningRate: 1 }] }, 'ERR_ARGUMENT', 'Expected exactly one of steps and epochs in stages[0] in FILE but received both'],
-    ['no length', { curriculum: { latentStages: 0, wordSteps: 1, learningRate: 1 } }, 'ERR_ARGUMENT', 'Expected exactly one of lastSteps and lastEpochs in curriculum in FILE but received neither'],
-    ['nothing to do', { curriculum: { latentStages: 0, wordSteps: 0, lastEpochs: 0, learningRate: 1 } }, 'ERR_ARGUMENT', 'Expected curriculum in FILE to have at least one stage but received only stages of length 0'],
+    ['both kinds of stages', { stages: [] }, 'ERR_ARGUMENT', 'Expected exactly one of stages and curriculum in FILE but received both; leave one of them out'],
+    ['no stages', { curriculum: null }, 'ERR_ARGUMENT', 'Expected exactly one of stages and curriculum in FILE but received neither; add one of them, as examples/train.yaml shows'],
+    ['an empty list of stages', { curriculum: null, stages: [] }, 'ERR_ARGUMENT', 'Expected stages in FILE to have at least one stage but received none; add one, as { steps: 100, learningRate: 1.0e-4 }'],
+    ['epochs as text', { curriculum: null, stages: [{ steps: 1, learningRate: 1 }, { epochs: 'two', learningRate: 1 }] }, 'ERR_ARGUMENT', 'Expected stages[1].epochs in FILE to be a number from 0.001 to 1000000 but received "two"'],
+    ['steps and epochs', { curriculum: null, stages: [{ steps: 1, epochs: 1, learningRate: 1 }] }, 'ERR_ARGUMENT', 'Expected exactly one of steps and epochs in stages[0] in FILE but received both; leave one of them out'],
+    ['no length', { curriculum: { latentStages: 0, wordSteps: 1, learningRate: 1 } }, 'ERR_ARGUMENT', 'Expected exactly one of lastSteps and lastEpochs in curriculum in FILE but received neither; add one of them'],
+    ['nothing to do', { curriculum: { latentStages: 0, wordSteps: 0, lastEpochs: 0, learningRate: 1 } }, 'ERR_ARGUMENT', 'Expected curriculum in FILE to have at least one stage but received only stages of length 0; give one of its parts a length above 0'],
     ['no rate', { curriculum: { latentStages: 0, wordSteps: 1, lastSteps: 0 } }, 'ERR_ARGUMENT', 'Expected curriculum.learningRate in FILE to be a number of at least 0 but received undefined'],
-    ['a stage that is none', { curriculum: null, stages: ['words'] }, 'ERR_ARGUMENT', 'Expected stages[0] in FILE to hold keys and values but received "words"'],
+    ['a stage that is none', { curriculum: null, stages: ['words'] }, 'ERR_ARGUMENT', 'Expected stages[0] in FILE to hold keys and values but received "words"; write lines of the form "key: value"'],
   ];
   test.each(cases)('%s', (_, changes, code, message) => {
     const file = writeSettings(folder, changes, 'wrong.yaml');
-    expect(() => readTrainConfig(file)).toThrow(expect.objectContaining({ name: 'LibError', code, message: `[train] ${message.replace('FILE', file)}` }));
+    expect(() => readTrainConfig(file)).toThrow(expect.objectContaining({ name: 'LibError', code, message: message.replace(/^(?!\[)/, '[train] ').replace('FILE', file).replace('SWITCHES', Object.keys(PLAIN).join(', ')) }));
+  });
+
+  test('switches of a recorded preset may be changed one by one', () => {
+    const preset = { misordered: true };
+    expect(readTrainConfig(writeSettings(folder, { preset }, 'switch.yaml')).load.preset).toEqual(preset);
   });
 
   test.each<[string, string, string]>([
-    ['no mapping', '- 1', 'Expected FILE to hold keys and values but received Array(1)'],
+    ['no mapping', '- 1', 'Expected FILE to hold keys and values but received Array(1); write lines of the form "key: value"'],
     ['no YAML', 'a: [1\nb: 2', 'Expected FILE to be YAML or JSON but received: Flow sequence in block collection must be sufficiently indented and end with a ] at line 2, column 1'],
     ['a key twice', 'a: 1\na: 2', 'Expected FILE to be YAML or JSON but received: Map keys must be unique at line 2, column 1'],
     ['aliases', 'a: &x 1\nb: *x', 'Expected FILE to be YAML or JSON but received: Alias resolution is disabled'],
@@ -237,12 +259,17 @@ describe('misuse', () => {
     ['no records', { data: 'data/empty.jsonl' }, () => writeFileSync(join(folder, 'data/empty.jsonl'), '\n'), 'Expected data to have at least one record but received none in DATA/empty.jsonl'],
     ['a picture that is not there', { evaluation: { data: 'data/lost.jsonl' } }, () => writeFileSync(join(folder, 'data/lost.jsonl'), '{"id": "x", "images": ["none.png"], "question": "q", "answer": "a"}'),
       'Expected the pictures of record "x" in DATA/lost.jsonl to be files but received none at DATA/none.png. Paths are taken from the folder of the records.'],
-    ['no model', { model: 'nowhere' }, () => undefined, 'Expected model to be the directory of a checkpoint but received none at DATA/../nowhere'],
+    ...(['data', 'evaluation'] as const).map((key): [string, object, () => void, string] => [
+      `an answer that is no choice in ${key}`, key === 'data' ? { data: 'data/odd.jsonl' } : { evaluation: { data: 'data/odd.jsonl', limit: 1 } },
+      () => writeFileSync(join(folder, 'data/odd.jsonl'), '{"id": "x", "question": "q", "answer": "6"}\n{"id": "y", "question": "q", "choices": ["a", "b"], "answer": "c"}\n'),
+      '[recordData] Expected the answer of record "y" to be a letter from A to B or one of its choices but received "c"',
+    ]),
+    ['no model', { model: 'nowhere' }, () => undefined, 'Expected model to be the directory of a checkpoint but received none at DATA/../nowhere; correct the path, which is taken from the folder of the settings, or download one first: huggingface-cli download NAME --local-dir DATA/../nowhere'],
   ])('%s, before anything is loaded', async (_, changes, make, message) => {
     make();
     const before = native().liveObjects();
     await expect(run(writeSettings(folder, { out: 'never', ...changes }))).rejects.toMatchObject({
-      name: 'LibError', code: 'ERR_ARGUMENT', message: `[train] ${message.replaceAll('DATA/../nowhere', join(folder, 'nowhere')).replaceAll('DATA', join(folder, 'data'))}`,
+      name: 'LibError', code: 'ERR_ARGUMENT', message: message.replace(/^(?!\[)/, '[train] ').replaceAll('DATA/../nowhere', join(folder, 'nowhere')).replaceAll('DATA', join(folder, 'data')),
     });
     expect(native().liveObjects()).toEqual(before);
   });

@@ -165,6 +165,14 @@ describe('stream', () => {
     expect(await caught(() => collect(stream(model, { promptIds: [1] })))).toMatchObject({ code: 'ERR_RANGE' });
     expect(model.openSessions).toBe(0);
   });
+  test('the signal goes to the encoding of messages', async () => {
+    const { signal } = new AbortController();
+    const seen: unknown[] = [];
+    const model = { ...fakeModel(), encodeMessages: async (_: string, options?: object) => { seen.push(options); return { promptIds: [1], pictures: [] }; } };
+    await generate(model, [{ messages: 'a' }], { signal, maxNewTokens: 1 });
+    await generate(model, [{ messages: 'a' }], { maxNewTokens: 1 });
+    expect(seen).toEqual([{ signal }, {}]);
+  });
   test('an aborted signal rejects with its reason before any work', async () => {
     const model = fakeModel();
     const reason = new Error('enough');

@@ -86,7 +86,8 @@ test.each([
   [{ topK: 1.5 }, 'ERR_RANGE', '[generate] Expected topK to be an integer of at least 0 but received 1.5'],
   [{ topP: 0 }, 'ERR_RANGE', '[generate] Expected topP to be a number from 5e-324 to 1 but received 0'],
   [{ minP: 2 }, 'ERR_RANGE', '[generate] Expected minP to be a number from 0 to 1 but received 2'],
-  [{ repetitionPenalty: 0 }, 'ERR_RANGE', '[generate] Expected repetitionPenalty to be a number of at least 5e-324 but received 0'],
+  [{ repetitionPenalty: 5e-324 }, 'ERR_RANGE', '[generate] Expected repetitionPenalty to be a number from 0.001 to 1000 but received 5e-324'],
+  [{ repetitionPenalty: 1e4 }, 'ERR_RANGE', '[generate] Expected repetitionPenalty to be a number from 0.001 to 1000 but received 10000'],
 ])('refuses %j', (change, code, message) => {
   expect.assertions(1);
   try {

@@ -52,6 +52,17 @@ test('importing starts no process', async () => {
   expect(await run("console.log(process.getActiveResourcesInfo().filter((name) => name.includes('Process')).length);")).toMatchObject({ status: 0, output: '0\n' });
 });
 
+test('an abort ends the process that renders, and the wait for others; the next rendering has a new one', async () => {
+  const script = `const reason = new Error('enough'), controller = new AbortController(), { signal } = controller;
+    const told = (promise) => promise.catch((error) => error === reason);
+    const stuck = told(render(${JSON.stringify(ENDLESS)}, {}, 60_000, signal)), behind = told(render('never', {}, 60_000, signal)), free = render('{{ 3 }}', {});
+    setTimeout(() => controller.abort(reason), 500);
+    Promise.all([stuck, behind, free, told(render('never', {}, 60_000, AbortSignal.abort(reason)))]).then((found) => console.log(JSON.stringify(found)));`;
+  const { status, output, seconds } = await run(script);
+  expect([status, output]).toEqual([0, '[true,true,"3",true]\n']);
+  expect(seconds).toBeLessThan(20);
+});
+
 (process.platform === 'linux' ? test : test.skip)('a process that is killed while a template loops for ever leaves none behind for long', async () => {
   const script = `const { readdirSync, readFileSync } = require('node:fs');
     render(${JSON.stringify(ENDLESS)}, {}, 2000);

@@ -303,12 +303,13 @@ describe('a new adapter', () => {
   });
 
   const wrong: [AdapterOptions, string, string][] = [
-    [{ rank: 0 }, 'ERR_RANGE', 'Expected rank to be an integer from 1 to 1048576 but received 0'],
+    [{ rank: 0 }, 'ERR_RANGE', 'Expected rank to be an integer from 1 to 65536 but received 0'],
+    [{ rank: 1 << 20 }, 'ERR_RANGE', 'Expected rank to be an integer from 1 to 65536 but received 1048576'],
     [{ rank: 2, alpha: 0 }, 'ERR_RANGE', 'Expected alpha to be a number from 5e-324 to 1000000 but received 0'],
     [{ rank: 2, dropout: 1 }, 'ERR_RANGE', 'Expected dropout to be a number from 0 to 0.999 but received 1'],
     [{ rank: 2, targets: [] }, 'ERR_ARGUMENT', 'Expected at least one name in targets but received none. Leave targets out for all linear layers.'],
     [{ rank: 2, targets: ['q_prj'] }, 'ERR_ARGUMENT', "Expected targets to be ends of the names of linear layers, as 'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj', but received \"q_prj\"; did you mean 'q_proj'?"],
-    [{ rank: 2, targets: ['qkv'] }, 'ERR_ARGUMENT', "Expected targets to be ends of the names of linear layers, as 'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj', but received \"qkv\""],
+    [{ rank: 2, targets: ['qkv'] }, 'ERR_ARGUMENT', "Expected targets to be ends of the names of linear layers, as 'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj', but received \"qkv\"; set vision: true, because it is in the vision tower"],
     [{ ranks: 2 } as AdapterOptions, 'ERR_ARGUMENT', "Expected options among rank, alpha, dropout, targets, vision but received 'ranks'; did you mean 'rank'?"],
   ];
   test.each(wrong)('wrong options %#', async (adapter, code, message) => {
@@ -353,7 +354,7 @@ describe('damaged and foreign adapters', () => {
     [{ init_lora_weights: 'pissa' }, 'ERR_UNSUPPORTED', /^\[load\] Expected init_lora_weights in adapter_config\.json to be something supported but received "pissa": reading such an adapter changes the base weights; convert it to plain LoRA in PEFT/],
     [{ kasa_config: {} }, 'ERR_UNSUPPORTED', /^\[load\] Expected kasa_config in .* received \{\}: this variant/],
     [{ lora_alpha: 1e8 }, 'ERR_CHECKPOINT', /^\[load\] Expected lora_alpha in adapter_config\.json to be a number above 0, at most 1000000 but received 100000000\. Correct the file\.$/],
-    [{ r: -1 }, 'ERR_CHECKPOINT', /^\[load\] Expected r in adapter_config\.json to be a whole number from 1 to 1048576 but received -1\. /],
+    [{ r: -1 }, 'ERR_CHECKPOINT', /^\[load\] Expected r in adapter_config\.json to be a whole number from 1 to 65536 but received -1\. /],
     [{ lora_alpha: 'much' }, 'ERR_CHECKPOINT', /^\[load\] Expected lora_alpha in adapter_config\.json to be a finite number above 0 but received "much"\. /],
     [{ lora_dropout: 1 }, 'ERR_CHECKPOINT', /^\[load\] Expected lora_dropout in adapter_config\.json to be a number from 0 to 0\.999 but received 1\. Correct the file\.$/],
     [{ alpha_pattern: { '(a+)+$': 3 } }, 'ERR_UNSUPPORTED', /^\[load\] Expected alpha_pattern in .*: only names of layers or their ends are implemented, no regular expressions$/],

@@ -195,7 +195,7 @@ describe('a checkpoint is refused by name', () => {
     rmSync(path('config.json'));
     await refused('ERR_CHECKPOINT', 'Expected config.json in');
     rmSync(folder, { recursive: true });
-    await refused('ERR_CHECKPOINT', 'Expected config.json in');
+    await refused('ERR_CHECKPOINT', 'which is not there. Correct the path.');
   });
 
   test.each(['config.json', 'generation_config.json', 'preprocessor_config.json', 'plumbline.json'])('%s that is no JSON', async (name) => {

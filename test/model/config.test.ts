@@ -81,7 +81,10 @@ test.each<[string, unknown, string]>([
   ['rope_scaling.mrope_section', [2, 3], 'rope_scaling.mrope_section in config.json to be 3 numbers but received [2,3]'],
   ['rope_scaling.mrope_section', undefined, 'rope_scaling.mrope_section in config.json to be 3 numbers but received nothing'],
   ['rope_scaling', [1], 'rope_scaling in config.json to be an object but received [1]'],
-  ['rms_norm_eps', 0, 'rms_norm_eps in config.json to be a finite number above 0 but received 0'],
+  ['rms_norm_eps', 0, 'rms_norm_eps in config.json to be a number above 0, at most 1 but received 0'],
+  ['rms_norm_eps', 1e300, 'rms_norm_eps in config.json to be a number above 0, at most 1 but received 1e+300'],
+  ['rope_theta', 5e-324, 'rope_theta in config.json to be a number from 1 to 1000000000000000 but received 5e-324'],
+  ['rope_scaling.rope_theta', 1e16, 'rope_scaling.rope_theta in config.json to be a number from 1 to 1000000000000000 but received 10000000000000000'],
   ['tie_word_embeddings', 'yes', 'tie_word_embeddings in config.json to be true or false but received "yes"'],
   ['vision_config.hidden_size', 32, 'vision_config.hidden_size in config.json to be the decoder\'s hidden_size = 64 but received 32'],
   ['vision_config.embed_dim', 36, 'vision_config.embed_dim in config.json to be a multiple of 4 * num_heads = 8 but received 36'],
@@ -205,7 +208,7 @@ describe('plumbline.json and generation_config.json', () => {
     [{ do_sample: true, temperature: 0 }, 'Expected temperature in generation_config.json to be a finite number above 0 but received 0. Correct the file or take it from the model\'s own repository.'],
     [{ do_sample: true, top_p: 1.5 }, 'Expected top_p in generation_config.json to be a number from 0 to 1 but received 1.5. Correct the file or take it from the model\'s own repository.'],
     [{ do_sample: 'yes' }, 'Expected do_sample in generation_config.json to be true or false but received "yes". Correct the file.'],
-    [{ repetition_penalty: 0 }, 'Expected repetition_penalty in generation_config.json to be a finite number above 0 but received 0. Correct the file or take it from the model\'s own repository.'],
+    [{ repetition_penalty: 5e-324 }, 'Expected repetition_penalty in generation_config.json to be a number from 0.001 to 1000 but received 5e-324. Correct the file or take it from the model\'s own repository.'],
     [{ max_new_tokens: 0 }, 'Expected max_new_tokens in generation_config.json to be a whole number from 1 to 2147483647 but received 0. Correct the file or take it from the model\'s own repository.'],
   ])('generation_config.json %j is refused', (raw, message) => {
     expect(() => parseGeneration(raw, tiny)).toThrow(expect.objectContaining({ name: 'LibError', code: 'ERR_CHECKPOINT', message: `[load] ${message}` }));

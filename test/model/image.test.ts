@@ -112,6 +112,37 @@ test.each([null, {}, { ...BOUNDS, factor: 0 }, { ...BOUNDS, minPixels: 2e6 }])('
   expect(() => smartResize(10, 10, bounds as never)).toThrow(expect.objectContaining({ name: 'LibError' }));
 });
 
+describe('a large picture with alpha', () => {
+  const side = 2048;
+  const raw = { data: Uint8Array.from({ length: 4 * side * side }, (_, i) => (i % 4 === 3 ? (i >> 10) & 255 : (i >> 2) & 255)), width: side, height: side, channels: 4 as const };
+
+  test('is laid over white in slices, between which other work goes on', async () => {
+    const copy = { ...raw, data: raw.data.slice() };
+    let turns = 0, isDone = false;
+    const turn = (): void => {
+      turns++;
+      copy.data.fill(9);   // what the caller does meanwhile does not matter
+      if (!isDone) setImmediate(turn);
+    };
+    const decoding = decodeImage(copy);
+    setImmediate(turn);
+    const { pixels } = await decoding;
+    isDone = true;
+    expect(turns).toBeGreaterThan(10);   // 16 slices of 2^18 pixels
+    const wrong = pixels.findIndex((value, at) => {
+      const from = 4 * Math.floor(at / 3), alpha = raw.data[from + 3]!;
+      return value !== Math.round((raw.data[from + (at % 3)]! * alpha + 255 * (255 - alpha)) / 255);
+    });
+    expect([pixels.length, wrong]).toEqual([3 * side * side, -1]);
+  });
+
+  test('stops at an abort with its reason', async () => {
+    const controller = new AbortController(), reason = new Error('enough');
+    setImmediate(() => controller.abort(reason));
+    await expect(decodeImage(raw, { maxInputPixels: side * side, signal: controller.signal })).rejects.toBe(reason);
+  });
+});
+
 test('a file cut short is ERR_IMAGE', async () => {
   const noise = Uint8Array.from({ length: 64 * 64 * 3 }, (_, i) => (i * 7919) % 256);
   for (const format of ['png', 'jpeg', 'webp'] as const) {

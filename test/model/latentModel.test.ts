@@ -115,6 +115,9 @@ test('`await using` frees it too', async () => {
 
 test.each<[string, () => Promise<unknown>, string, string]>([
   ['a directory that is no text', () => LatentModel.load(5 as never), 'ERR_ARGUMENT', '[load] Expected directory to be a string but received 5'],
+  ['a directory that is not there', () => LatentModel.load('./no/such'), 'ERR_CHECKPOINT', '[load] Expected the directory of a Hugging Face checkpoint but received "./no/such", which is not there. Correct the path.'],
+  ['a name of the hub', () => LatentModel.load('Qwen/Qwen2-VL-2B-Instruct'), 'ERR_CHECKPOINT', '[load] Expected the directory of a Hugging Face checkpoint but received "Qwen/Qwen2-VL-2B-Instruct", which is not there. '
+    + 'Nothing is downloaded here: huggingface-cli download Qwen/Qwen2-VL-2B-Instruct --local-dir Qwen2-VL-2B-Instruct, then give Qwen2-VL-2B-Instruct.'],
   ['a wrong option', () => LatentModel.load(TINY, { dtyp: 'f32' } as never), 'ERR_ARGUMENT', "[load] Expected options among dtype, device, preset, latentTokens, adapter, seed, signal, onProgress, maxMemoryBytes but received 'dtyp'; did you mean 'dtype'?"],
   ['a wrong type', () => LatentModel.load(TINY, { dtype: 'fp16' as never }), 'ERR_ARGUMENT', "[load] Expected dtype to be one of 'auto', 'f32', 'bf16' but received \"fp16\""],
   ['a progress that is no function', () => LatentModel.load(TINY, { onProgress: 1 as never }), 'ERR_ARGUMENT', '[load] Expected onProgress to be a function but received 1'],
@@ -126,6 +129,12 @@ test.each<[string, () => Promise<unknown>, string, string]>([
   ['a seed that is none', () => LatentModel.create(CONFIG, { seed: 1.5 }), 'ERR_RANGE', '[create] Expected seed to be an integer of at least 0 but received 1.5'],
   ['dimensions that do not fit', () => LatentModel.create({ ...CONFIG, text: { ...CONFIG.text, kvHeads: 3 } }), 'ERR_CHECKPOINT',
     '[config] Expected num_key_value_heads in config.json to be a divisor of num_attention_heads = 4 but received 3. Each key/value head serves the same number of query heads.'],
+  ...[{ source: {} }, { source: {}, text: { layers: 1 } }, { ...newConfig(CONFIG) }].map((config): [string, () => Promise<unknown>, string, string] => [
+    `a config that only looks like one, with ${Object.keys(config).join(' and ')},`, () => LatentModel.create(config as never), 'ERR_ARGUMENT',
+    "[create] Expected config to be dimensions, or the config of a model as it came, but received an object with 'source' that neither is. Give model.config itself, or dimensions without 'source'.",
+  ]),
+  ['an estimate of such a config', () => LatentModel.estimate({ source: {} } as never), 'ERR_ARGUMENT',
+    "[estimate] Expected source to be dimensions, or the config of a model as it came, but received an object with 'source' that neither is. Give model.config itself, or dimensions without 'source'."],
   ['a model of a terabyte', () => LatentModel.create({ ...CONFIG, text: { ...CONFIG.text, hidden: 65536, heads: 512, kvHeads: 8, layers: 200, mropeSection: [16, 24, 24] } }), 'ERR_OUT_OF_MEMORY', ''],
 ])('%s is refused', async (_, call, code, message) => {
   const before = native().liveObjects();

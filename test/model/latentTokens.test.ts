@@ -93,6 +93,18 @@ test('tokens that are there stay; those that lack follow', async () => {
   expect(record).toMatchObject({ startLatentToken: 308, endLatentToken: 307, latentToken: 309 });
 });
 
+test('a table that lacks rows of added tokens gets those too', async () => {
+  const source = await plain('shrunken', 304, false);
+  using model = await LatentModel.load(source, { latentTokens: true });
+  expect([model.config.text.vocab, model.record.latentToken]).toEqual([310, 309]);
+  for (const table of ['model.embed_tokens.weight', 'lm_head.weight']) {
+    for (const [id, like] of [[304, 301], [305, 301], [306, 301], [307, 301], [308, 302], [309, 301]] as const) expect([table, id, await row(model, table, id)]).toEqual([table, id, await row(model, table, like)]);
+  }
+  await model.save(join(folder, 'regrown'));
+  using again = await LatentModel.load(join(folder, 'regrown'));
+  expect(await again.native.readParameter('lm_head.weight', 'value')).toEqual(await model.native.readParameter('lm_head.weight', 'value'));
+});
+
 test.each<[string, (source: string) => void, string, string]>([
   ['no tokenizer', (source) => rmSync(join(source, 'tokenizer.json')), 'ERR_UNSUPPORTED', 'Expected a checkpoint with tokenizer.json for latent tokens but received one without. Add the file, or load without latentTokens.'],
   ['ids that are none', (source) => writeFileSync(join(source, 'tokenizer.json'), '{"model": {"vocab": {"a": "b"}}}'), 'ERR_CHECKPOINT',
@@ -103,9 +115,9 @@ test.each<[string, (source: string) => void, string, string]>([
     writeFileSync(join(source, 'tokenizer.json'), JSON.stringify({ ...tokenizer, added_tokens: [...tokenizer['added_tokens'] as object[], { id: 308, content: 'far' }] }));
   }, 'ERR_CHECKPOINT', "Expected ids of tokens in tokenizer.json to follow one another but received gaps below 308. Python's tokenizers number the tokens after a gap anew: save the tokenizer again there."],
   ['more tokens than rows', (source) => writeFileSync(join(source, 'tokenizer.json'), '{"model": {"vocab": {"a": 320}}}'), 'ERR_CHECKPOINT',
-    'Expected tokens of tokenizer.json to be below the 320 rows of the embedding table but received id 320. The files belong to different models.'],
+    'Expected the vocabulary of tokenizer.json to be below the 320 rows of the embedding table but received id 320. The files belong to different models: take all of them from one.'],
   ['another id in the record', (source) => writeFileSync(join(source, 'plumbline.json'), '{"format": 1, "latentTokenId": 310}'), 'ERR_CHECKPOINT',
-    'Expected <|latent|> to be token 310, as plumbline.json says, but received 309 in tokenizer.json. The files belong to different models.'],
+    'Expected <|latent|> to be token 310, as plumbline.json says, but received 309 in tokenizer.json. The files belong to different models: take both from one.'],
   ['vision tokens beyond the table', (source) => writeFileSync(join(source, 'config.json'), JSON.stringify({ ...read(join(source, 'config.json')), vision_end_token_id: 400 })), 'ERR_CHECKPOINT',
     'Expected the vision tokens of config.json to be below the 320 rows of the embedding table but received id 400. Correct the file: new tokens start from their rows.'],
 ])('%s', async (name, spoil, code, message) => {
@@ -118,13 +130,21 @@ test('an option that is no boolean', async () => {
   await expect(LatentModel.load(folder, { latentTokens: 1 as never })).rejects.toMatchObject({ code: 'ERR_ARGUMENT', message: '[load] Expected latentTokens to be a boolean but received 1' });
 });
 
-test('an adapter that was trained with the tokens has them again on its base', async () => {
-  const source = await plain('base', 307, false);
+test.each([307, 320])('an adapter that was trained with the tokens has them again on its base of %i rows, with the tokenizer beside it or without', async (rows) => {
+  const source = await plain(`base-${rows}`, rows, false);
   using model = await LatentModel.load(source, { latentTokens: true, adapter: { rank: 2 } });
-  const to = join(folder, 'adapter');
+  const to = join(folder, `adapter-${rows}`);
   await model.saveAdapter(to);
-  using again = await LatentModel.load(to);
-  expect(again.record).toMatchObject({ startLatentToken: 307, endLatentToken: 308, latentToken: 309 });
-  expect(again.processor.tokenizer!.idOf('<|latent|>')).toBe(309);
-  for (const { name } of model.native.parameters()) expect([name, await again.native.readParameter(name, 'value')]).toEqual([name, await model.native.readParameter(name, 'value')]);
+  await model.save(join(folder, `whole-${rows}`));
+  const same = async (): Promise<void> => {
+    using again = await LatentModel.load(to);
+    expect(again.record).toMatchObject({ startLatentToken: 307, endLatentToken: 308, latentToken: 309 });
+    expect(again.processor.tokenizer!.idOf('<|latent|>')).toBe(309);
+    for (const { name } of model.native.parameters()) expect([name, await again.native.readParameter(name, 'value')]).toEqual([name, await model.native.readParameter(name, 'value')]);
+  };
+  await same();
+  for (const name of ['tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json']) cpSync(join(folder, `whole-${rows}`, name), join(to, name));
+  await same();
+  for (const name of ['tokenizer.json', 'tokenizer_config.json']) rmSync(join(source, name));   // the base has none at all
+  await same();
 });

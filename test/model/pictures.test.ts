@@ -44,6 +44,7 @@ let companions: CompanionFiles;
 let files: CompanionFiles;
 let processor: Processor;
 const images = parseImageSettings(expected.bounds, config.vision);
+const NO_FILE = parseImageSettings(undefined, config.vision);
 beforeAll(async () => {
   companions = await readCompanions(join(FIXTURES, 'tokenizer'));
   files = new Map(companions).set('video_preprocessor_config.json', JSON.stringify(expected.videoBounds));
@@ -88,7 +89,7 @@ describe('as in Python', () => {
   });
 
   test('sizes of frames, from one frame to the most', () => {
-    const { minPixels, maxPixels, tokens } = parseVideoSettings(undefined);
+    const { minPixels, maxPixels, tokens } = parseVideoSettings(undefined, NO_FILE);
     expect(expected.videoSizes.length).toBeGreaterThan(70);
     for (const [count, height, width, toHeight, toWidth] of expected.videoSizes) {
       expect([count, height, width, frameSize(count, height, width, { factor: 28, minPixels, maxPixels }, 2 * tokens)]).toEqual([count, height, width, { height: toHeight, width: toWidth }]);
@@ -113,10 +114,11 @@ describe('sizes', () => {
     [{ maxPixel: 1 }, 'ERR_ARGUMENT', "[encode] Expected options among type, image, minPixels, maxPixels, resizedHeight, resizedWidth but received 'maxPixel'; did you mean 'maxPixels'?"],
     [{ maxPixels: '9' }, 'ERR_ARGUMENT', '[picture] Expected maxPixels to be an integer from 1 to 2147483648 but received "9" (part 0 of message 0)'],
     [{ minPixels: 9, maxPixels: 8 }, 'ERR_RANGE', '[picture] Expected minPixels to be an integer from 1 to 8 but received 9 (part 0 of message 0)'],
-    [{ resizedHeight: 84 }, 'ERR_ARGUMENT', '[picture] Expected resizedWidth (given together with resizedHeight) to be an integer from 1 to 1048576 but received undefined (part 0 of message 0)'],
+    [{ resizedHeight: 84 }, 'ERR_ARGUMENT', '[picture] Expected resizedWidth (given together with resizedHeight) to be an integer from 1 to 32768 but received undefined (part 0 of message 0)'],
     [{ resizedHeight: 84, resizedWidth: 84, minPixels: 100 }, 'ERR_ARGUMENT', '[encode] Expected either resizedHeight and resizedWidth or minPixels in part 0 of message 0 but received both. Leave one of them out.'],
     [{ resizedHeight: 280, resizedWidth: 281 }, 'ERR_RANGE',
       '[picture] Expected resizedHeight x resizedWidth, 280x280 = 78400 pixels, to be at most maxPixels = 31360. Make it smaller, or raise the option maxPixels. (part 0 of message 0)'],
+    [{ minPixels: 2 ** 31, maxPixels: 2 ** 31 }, 'ERR_RANGE', '[picture] Expected a picture after resizing with sides of at most 32768 but received 46368x46368. Lower minPixels and maxPixels, or crop it. (part 0 of message 0)'],
     [{ resizedHeight: 1, resizedWidth: 300 }, 'ERR_IMAGE', '[smartResize] Expected an image whose sides differ by a factor of at most 200 but received 300x1. Crop or pad it first. (part 0 of message 0)'],
   ])('part %j is refused', async (part, code, message) => {
     await expect(sizeOf(part)).rejects.toMatchObject({ name: 'LibError', code, message });
@@ -126,6 +128,9 @@ describe('sizes', () => {
     const wide = makeProcessor(config, parseImageSettings(undefined, config.vision), companions);
     const { height, width } = await wide.preparePicture(raw(1, 1500, 1000));
     expect([height, width]).toEqual([1204, 812]);
+    await expect(wide.preparePicture({ data: new Uint8Array(32_800 * 200), height: 200, width: 32_800, channels: 1 })).rejects.toMatchObject({
+      code: 'ERR_IMAGE', message: '[picture] Expected a picture to be resized with sides of at most 32768 but received 32800x200. Make it smaller.',
+    });
     await expect(wide.preparePicture(raw(1, 40, 30), { maxInputPixels: 1199 })).rejects.toMatchObject({
       code: 'ERR_IMAGE', message: '[image] Expected raw pixels to have at most maxInputPixels = 1199 pixels but received 30x40 = 1200. Make it smaller, or raise the option maxInputPixels.',
     });
@@ -142,13 +147,21 @@ describe('videos', () => {
     expect(await processor.prepareVideo({ frames }, { minPixels: 10_000 })).toMatchObject({ height: 84, width: 140 });
   });
 
-  test('without a file the bounds are those of qwen_vl_utils', async () => {
-    expect(parseVideoSettings(undefined)).toEqual({ minPixels: 100_352, maxPixels: 602_112, tokens: 115_200 });
-    expect(parseVideoSettings({ size: { shortest_edge: 1000, longest_edge: 2000 }, max_video_tokens: 100 })).toEqual({ minPixels: 1000, maxPixels: 2000, tokens: 90 });
-    expect(() => parseVideoSettings([])).toThrow(expect.objectContaining({
+  test('bounds of processor_config.json come first', async () => {
+    const nested = makeProcessor(config, images, new Map(files).set('processor_config.json', JSON.stringify({ video_processor: { size: { shortest_edge: 784, longest_edge: 1568 } } })));
+    expect(await nested.prepareVideo({ frames })).toMatchObject({ height: 28, width: 56 });
+  });
+
+  test('bounds without a file of their own', () => {
+    expect(parseVideoSettings(undefined, NO_FILE)).toEqual({ minPixels: 100_352, maxPixels: 602_112, tokens: 115_200 });
+    // As preprocessor_config.json says where it is all there is: that of the hub, but for the cap of a frame.
+    expect(parseVideoSettings(undefined, parseImageSettings({ min_pixels: 3136, max_pixels: 12_845_056 }, config.vision))).toEqual({ minPixels: 3136, maxPixels: 602_112, tokens: 115_200 });
+    expect(parseVideoSettings({ size: { shortest_edge: 5 } }, parseImageSettings({ min_pixels: 3136 }, config.vision))).toEqual({ minPixels: 5, maxPixels: 602_112, tokens: 115_200 });
+    expect(parseVideoSettings({ size: { shortest_edge: 1000, longest_edge: 2000 }, max_video_tokens: 100 }, NO_FILE)).toEqual({ minPixels: 1000, maxPixels: 2000, tokens: 90 });
+    expect(() => parseVideoSettings([], NO_FILE)).toThrow(expect.objectContaining({
       code: 'ERR_CHECKPOINT', message: "[config] Expected video_preprocessor_config.json to hold an object. Take the file from the model's own repository.",
     }));
-    expect(() => parseVideoSettings({ min_pixels: 9, max_pixels: 8 })).toThrow(expect.objectContaining({
+    expect(() => parseVideoSettings({ min_pixels: 9, max_pixels: 8 }, NO_FILE)).toThrow(expect.objectContaining({
       code: 'ERR_CHECKPOINT', message: '[config] Expected min_pixels in video_preprocessor_config.json to be at most max_pixels = 8 but received 9. Correct the file.',
     }));
   });
@@ -157,7 +170,7 @@ describe('videos', () => {
     ['a path', 'film.mp4', 'ERR_ARGUMENT', '[picture] Expected a video to be { frames, fps } but received "film.mp4". Video files are not decoded here: take frames out of them first, for example with ffmpeg. (part 0 of message 0)'],
     ['frames alone', frames, 'ERR_ARGUMENT', '[picture] Expected a video to be { frames, fps } but received Array(2). Video files are not decoded here: take frames out of them first, for example with ffmpeg. (part 0 of message 0)'],
     ['another key', { frames, rate: 2 }, 'ERR_ARGUMENT', "[picture] Expected options among frames, fps but received 'rate' (part 0 of message 0)"],
-    ['no frames', { frames: [] }, 'ERR_ARGUMENT', '[picture] Expected frames of a video to be a list of at least one image but received Array(0) (part 0 of message 0)'],
+    ['no frames', { frames: [] }, 'ERR_ARGUMENT', '[picture] Expected frames of a video to be a list of at least one image but received Array(0). Give its frames in order, as paths, bytes or raw pixels. (part 0 of message 0)'],
     ['too many', { frames: Array(769).fill(frames[0]) }, 'ERR_RANGE', '[picture] Expected at most 768 frames of a video but received 769. Take every 2. frame, and divide fps by as much. (part 0 of message 0)'],
     ['fps 0', { frames, fps: 0 }, 'ERR_RANGE', '[picture] Expected fps to be a number from 0.001 to 10000 but received 0 (part 0 of message 0)'],
     ['two sizes', { frames: [raw(1, 40, 60), raw(2, 60, 40)] }, 'ERR_SHAPE',
@@ -165,6 +178,13 @@ describe('videos', () => {
     ['a frame that is none', { frames: [frames[0], null] }, 'ERR_ARGUMENT', '[image] Expected a path, a data URL, bytes or { data, width, height, channels } but received null (frame 1 of a video) (part 0 of message 0)'],
   ])('%s is refused', async (_, value, code, message) => {
     await expect(video(value)).rejects.toMatchObject({ name: 'LibError', code, message });
+  });
+
+  test('a film larger than memory is refused before it is made', async () => {
+    const call = processor.prepareVideo({ frames: Array(768).fill(frames[0]) }, { minPixels: 2 ** 30, maxPixels: 2 ** 31 });
+    await expect(call.catch((error: Error) => Promise.reject({ ...error, message: error.message.replace(/received [\d.]+ [MG]B/, 'received N') }))).rejects.toMatchObject({
+      name: 'LibError', code: 'ERR_OUT_OF_MEMORY', message: '[picture] Expected 2476.31 GB of memory for 768 frames of 40152x26768 but received N. Take fewer frames, or lower minPixels and maxPixels.',
+    });
   });
 
   test('an aborted signal stops it with its reason', async () => {

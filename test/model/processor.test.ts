@@ -64,8 +64,18 @@ describe('tokenizer', () => {
   });
   test('a tokenizer.json that fails only at work is ERR_CHECKPOINT too', async () => {
     const json = JSON.parse(companions.get('tokenizer.json') as string) as object;
-    const broken = makeProcessor(config, images, new Map(companions).set('tokenizer.json', JSON.stringify({ ...json, post_processor: { type: 'TemplateProcessing' } })));
+    const broken = makeProcessor(config, images, new Map(companions).set('tokenizer.json', JSON.stringify({ ...json, pre_tokenizer: { type: 'Split', pattern: { String: ' ' }, behavior: 5, invert: false } })));
     await expect(broken.encode([{ role: 'user', content: 'a' }])).rejects.toMatchObject({ name: 'LibError', code: 'ERR_CHECKPOINT', message: expect.stringContaining('a tokenizer.json that encodes text') as string });
+  });
+  test('ids beyond the embedding table are ERR_CHECKPOINT', async () => {
+    const json = JSON.parse(companions.get('tokenizer.json') as string) as { model: { vocab: object } };
+    const high = makeProcessor(config, images, new Map(companions).set('tokenizer.json', JSON.stringify({ ...json, model: { ...json.model, vocab: { ...json.model.vocab, h: 320 } } })));
+    await expect(high.encode([{ role: 'user', content: 'h' }])).rejects.toMatchObject({
+      name: 'LibError', code: 'ERR_CHECKPOINT', message: '[encode] Expected the ids of tokens in tokenizer.json to be below 320, the rows of the embedding table, but received 320. The files belong to different models.',
+    });
+  });
+  test.each<[unknown, string, string]>([[1.5, 'ERR_RANGE', '1.5'], [-1, 'ERR_RANGE', '-1'], ['5', 'ERR_ARGUMENT', '"5"']])('%j is no id', (id, code, shown) => {
+    expect(() => processor.decode([64, id as number])).toThrow(expect.objectContaining({ name: 'LibError', code, message: `[decode] Expected id to be an integer of at least 0 but received ${shown}` }));
   });
   test.each([null, 5])('%j are no ids', (ids) => {
     expect(() => processor.decode(ids as never)).toThrow(expect.objectContaining({ code: 'ERR_ARGUMENT', message: `[decode] Expected ids to be an array but received ${ids}` }));
@@ -93,6 +103,35 @@ describe('chat template', () => {
 });
 
 describe('encode', () => {
+  const endless = '{% for a in range(1000000) %}{% for b in range(1000000) %}{% endfor %}{% endfor %}';
+  test('an abort stops the chat template, and the pictures, with its reason', async () => {
+    const controller = new AbortController(), reason = new Error('enough');
+    const stuck = makeProcessor(config, images, new Map(companions).set('chat_template.jinja', endless));
+    setTimeout(() => controller.abort(reason), 100);
+    const started = performance.now();
+    await expect(stuck.encode([{ role: 'user', content: 'a' }], { signal: controller.signal })).rejects.toBe(reason);
+    expect(performance.now() - started).toBeLessThan(4000);
+    await expect(processor.encode([{ role: 'user', content: 'a' }], { signal: controller.signal })).rejects.toBe(reason);
+    const late = new AbortController();
+    const side = 2048, large = { type: 'image' as const, image: { data: new Uint8Array(4 * side * side), width: side, height: side, channels: 4 as const } };
+    const messages: Message[] = [{ role: 'user', content: [large, large] }];
+    const encoding = processor.encode(messages, { signal: late.signal, maxPixels: 784 });
+    setTimeout(() => late.abort(reason), 20);
+    await expect(encoding).rejects.toBe(reason);
+  });
+  test.each<[string, string, string]>([
+    ['nothing', '{% for m in [] %}{% endfor %}', 'one that renders none'], ['text without tokens', 'aaa', 'text that has no tokens'],
+  ])('a template that renders %s is ERR_CHECKPOINT', async (_, template, shown) => {
+    const json = JSON.parse(companions.get('tokenizer.json') as string) as object;
+    const files = new Map(companions).set('chat_template.jinja', template).set('tokenizer.json', JSON.stringify({ ...json, normalizer: { type: 'Replace', pattern: { String: 'a' }, content: '' } }));
+    await expect(makeProcessor(config, images, files).encode([{ role: 'user', content: 'hi' }])).rejects.toMatchObject({
+      name: 'LibError', code: 'ERR_CHECKPOINT', message: `[chatTemplate] Expected a chat template that renders the messages to some text but received ${shown}. Correct the checkpoint's chat template.`,
+    });
+  });
+  test('a signal of another kind is refused', async () => {
+    await expect(processor.encode([{ role: 'user', content: 'a' }], { signal: 3 as never })).rejects.toMatchObject({ code: 'ERR_ARGUMENT', message: '[encode] Expected signal to be an AbortSignal but received 3' });
+  });
+
   test('each picture becomes as many tokens as it has merged patches, in order', async () => {
     const messages: Message[] = [{ role: 'user', content: [picture(56, 84), { type: 'text', text: 'and' }, picture(28, 28)] }];
     const { promptIds, pictures, positions, delta } = await processor.encode(messages);
@@ -112,12 +151,12 @@ describe('encode', () => {
   });
 
   test.each<[string, unknown, string, string]>([
-    ['no messages', [], 'ERR_ARGUMENT', '[encode] Expected messages to be a list of at least one message but received Array(0)'],
-    ['text', 'hi', 'ERR_ARGUMENT', '[encode] Expected messages to be a list of at least one message but received "hi"'],
-    ['null', [null], 'ERR_ARGUMENT', '[encode] Expected message 0 to be an object with role and content but received null'],
+    ['no messages', [], 'ERR_ARGUMENT', '[encode] Expected messages to be a list of at least one message but received Array(0). Give [{ role: \'user\', content: \'text\' }].'],
+    ['text', 'hi', 'ERR_ARGUMENT', '[encode] Expected messages to be a list of at least one message but received "hi". Give [{ role: \'user\', content: \'text\' }].'],
+    ['null', [null], 'ERR_ARGUMENT', '[encode] Expected message 0 to be an object with role and content but received null. Give { role: \'user\', content: \'text\' }.'],
     ['a role', [{ role: 'users', content: '' }], 'ERR_ARGUMENT', "[encode] Expected role of message 0 to be one of 'system', 'user', 'assistant' but received \"users\"; did you mean 'user'?"],
     ['a key', [{ role: 'user', contents: '' }], 'ERR_ARGUMENT', "[encode] Expected options among role, content, name but received 'contents'; did you mean 'content'?"],
-    ['content', [{ role: 'user', content: 5 }], 'ERR_ARGUMENT', '[encode] Expected content of message 0 to be a string or a list of parts but received 5'],
+    ['content', [{ role: 'user', content: 5 }], 'ERR_ARGUMENT', '[encode] Expected content of message 0 to be a string or a list of parts but received 5. A part is { type: \'text\', text } or { type: \'image\', image }.'],
     ['a part', [{ role: 'user', content: [{ type: 'audio' }] }], 'ERR_ARGUMENT', "[encode] Expected type of part 0 of message 0 to be one of 'text', 'image', 'image_url', 'video' but received \"audio\""],
     ['no text', [{ role: 'user', content: [{ type: 'text' }] }], 'ERR_ARGUMENT', '[encode] Expected text of part 0 of message 0 to be a string but received undefined'],
     ['a path as URL', [{ role: 'user', content: [{ type: 'image_url', image_url: { url: '/etc/passwd' } }] }], 'ERR_ARGUMENT',

@@ -48,7 +48,7 @@ test('what is written is read, in order and aligned', async () => {
 test.each<[string, () => string, string]>([
   ['an empty file', () => file('', 0), 'a header of UTF-8 JSON'],
   ['a header beyond the file', () => file('{}', 0, 1000n), '1008 bytes of header'],
-  ['a huge header', () => file('{}', 0, 2n ** 63n), 'a header of at most 100000000 bytes'],
+  ['a huge header', () => file('{}', 0, 2n ** 63n), 'a header of at most 16777216 bytes'],
   ['no JSON', () => file('{"a":', 0), 'a header of UTF-8 JSON'],
   ['no UTF-8', () => file(Buffer.from([0x7b, 0x22, 0xff, 0x22, 0x3a, 0x31, 0x7d]), 0), 'a header of UTF-8 JSON'],
   ['a byte order mark', () => file('\uFEFF{}', 0), 'a header of UTF-8 JSON'],
@@ -81,7 +81,7 @@ test.each<[string, () => string, string]>([
 (process.platform === 'win32' ? test.skip : test)('a named pipe is refused, not waited for', async () => {
   const path = join(folder, 'pipe.safetensors');
   execFileSync('mkfifo', [path]);
-  await expect(readHeader(path)).rejects.toMatchObject({ code: 'ERR_CHECKPOINT', message: `[safetensors] Expected a plain file in ${path} but received something else. The file is damaged or incomplete: download or save it again.` });
+  await expect(readHeader(path)).rejects.toMatchObject({ code: 'ERR_CHECKPOINT', message: `[safetensors] Expected a readable file at ${path} but received something else` });
 });
 
 test('a file of 7 bytes is ERR_CHECKPOINT', async () => {

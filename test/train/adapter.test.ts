@@ -3,7 +3,7 @@ import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { LatentModel } from '../../lib/latentModel';
-import { readProfile, trainAll, type StepMetrics, type TrainArguments } from '../../lib/train';
+import { readProfile, train, trainAll, type StepMetrics, type TrainArguments } from '../../lib/train';
 import { contents, endless, sample, tinyModel } from './tinyModel';
 
 let folder: string;
@@ -149,6 +149,22 @@ test('a merged adapter is not trained; nothing was changed', async () => {
   const bytes = model.native.bytes();
   await expect(run(model, { checkpointFolder: join(folder, 'run') })).rejects.toMatchObject({ code: 'ERR_ARGUMENT', message: '[train] Expected an adapter that is not merged into the weights, because it is trained, but received one that is; call unmergeAdapter first, or load the model again' });
   expect([model.native.bytes(), existsSync(join(folder, 'run'))]).toEqual([bytes, false]);
+});
+
+test('a model that is being trained is neither merged nor read anew, and its training goes on', async () => {
+  const expected = await run(await adapted());
+  const model = await adapted();
+  const refused = (op: string): object => ({ name: 'LibError', code: 'ERR_ARGUMENT', message: `[${op}] Expected a model that no training holds but received one that is being trained; end that training first, or leave its loop` });
+  const figures: StepMetrics[] = [];
+  for await (const event of train(model, BASE)) {
+    if (event.type !== 'step') continue;
+    figures.push({ ...event.metrics, milliseconds: 0 });
+    await expect(model.mergeAdapter()).rejects.toMatchObject(refused('mergeAdapter'));
+    await expect(model.unmergeAdapter()).rejects.toMatchObject(refused('unmergeAdapter'));
+    await expect(model.loadWeights(join(folder, 'base'))).rejects.toMatchObject(refused('load'));
+  }
+  expect(figures).toEqual(expected);
+  await model.mergeAdapter();
 });
 
 test('spectra are those of A and B', async () => {

@@ -1,12 +1,12 @@
-/** Training checkpoints of models with parameters beside the backbone. */
+/** Training checkpoints of models with parameters beside the backbone; the storage type of the weights. */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { LatentModel } from '../../lib/latentModel';
 import type { PresetChanges } from '../../lib/model/preset';
-import { chooseTrainable } from '../../lib/train';
+import { chooseTrainable, trainAll } from '../../lib/train';
 import { readTrainerState, writeCheckpoint } from '../../lib/train/checkpoint';
-import { contents, tinyModel } from './tinyModel';
+import { contents, endless, tinyModel } from './tinyModel';
 
 let folder: string;
 let models: LatentModel[];
@@ -61,5 +61,15 @@ test('parameters that the checkpoint lacks are named', async () => {
   rmSync(join(path, 'plumbline.safetensors'));
   await expect(readTrainerState(model, path, {})).rejects.toMatchObject({
     name: 'LibError', code: 'ERR_CHECKPOINT', message: `[load] Expected tensor 'router.1.weight' in ${join(path, 'plumbline.safetensors')}, as the switches in plumbline.json need, but received a checkpoint without it. Restore the file: without it the model has lost what it learned beside its backbone.`,
+  });
+});
+
+test.each([['bf16', 'f32', undefined], ['f32', 'bf16', undefined], ['bf16', 'f32', { rank: 2 }]] as const)('a checkpoint of a model in %s is refused by one in %s (adapter %j)', async (before, now, adapter) => {
+  const options = { data: endless, stages: [{ name: 'words', shape: {}, steps: 1, learningRate: 1e-3 }], batchSize: 1, checkpointFolder: folder };
+  using model = await tinyModel({ dtype: before, ...(adapter && { adapter }) });
+  await trainAll(model, options);
+  using other = await tinyModel({ dtype: now, ...(adapter && { adapter }) });
+  await expect(trainAll(other, { ...options, resume: 'latest' })).rejects.toMatchObject({
+    name: 'LibError', code: 'ERR_CHECKPOINT', message: `[train] Expected dtype as in ${join(folder, 'checkpoint-1')}, "${before}", but received "${now}"; resume with the same options or start anew`,
   });
 });

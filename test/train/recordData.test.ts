@@ -96,10 +96,12 @@ describe('misuse', () => {
 
 describe('questions', () => {
   test.each([
-    ['Therefore, the answer is B', 'B'], ['the answer is (C).', 'C'], ['Answer: {D}', 'D'], ['The answer is A\nno, the answer is B', 'B'], ['the answer is Bananas', undefined], ['B', undefined], ['', undefined],
+    ['Therefore, the answer is B', 'B'], ['the answer is (C).', 'C'], ['Answer: {D}', 'D'], ['The answer is A\nno, the answer is B', 'B'], ['the answer is Bananas', undefined], ['B', undefined], ['**B**', undefined],
+    ['the answer is: B', 'B'], ['The answer is **B**.', 'B'], ['**Answer:** (C)', 'C'], ['Answer: A. So the answer is B.', 'B'], ['the answer isB', undefined], ['', undefined],
   ])('letter of %j', (text, letter) => expect(answeredLetter(text)).toBe(letter));
   test.each([
     ['Therefore, the answer is a  Cat.', 'a cat'], ['so\nthe answer is: 6\nmore', '6'], ['6', undefined],
+    ['The answer is 3. So the answer is 4.', '4'], ['Answer: 4', '4'], ['**Answer:** 4', '4'], ['The answer is **4**.', '4'], ['**The answer is 4.**', '4'], ['the answer island', undefined], ['the answer is', ''],
   ])('text of %j', (text, answer) => expect(answeredText(text)).toBe(answer));
 
   test('are judged by the text that follows the prompt alone, and made when their turn comes', async () => {
